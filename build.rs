@@ -1,0 +1,24 @@
+//! Turns `proto/` into Rust with protox, so that no protoc is needed on the machine.
+
+use std::error::Error;
+
+const FILES: [&str; 6] = [
+    "lca/v1/spec.proto",
+    "lca/v1/registry.proto",
+    "lca/v1/instances.proto",
+    "lca/v1/allocator.proto",
+    "lca/v1/manager.proto",
+    "lca/v1/endpoint.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .bytes(".lca.v1.ArtifactChunk.data")
+        .bytes(".lca.v1.LogChunk.data")
+        .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}

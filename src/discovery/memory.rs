@@ -1,0 +1,236 @@
+//! A network in one process: the twin of `lca-node` for tests of policy. Finds are
+//! answered from a shared table, gRPC runs over in-memory pipes, distances are set by
+//! hand.
+//!
+//! It fails the way the real one does: a peer that is [`Network::take_down`]n stays
+//! announced, and connecting to it fails.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::stream;
+use hyper_util::rt::TokioIo;
+use tokio::{io::DuplexStream, sync::mpsc};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{service::Routes, transport::Channel};
+
+use super::{Discovery, Finding, Found, Key};
+use crate::{
+    Error, Kind, PeerId, Result,
+    api::{self, Caller, Identified},
+    endpoint::{Endpoint, Role},
+    mesh::Mesh,
+};
+
+/// Bytes a pipe holds before its writer waits.
+const PIPE: usize = 256 << 10;
+/// Connections waiting to be accepted.
+const BACKLOG: usize = 64;
+
+type Incoming = Identified<DuplexStream>;
+
+/// The network all its peers share.
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    peers: HashMap<PeerId, (Arc<Endpoint>, Option<mpsc::Sender<Incoming>>)>,
+    announced: HashMap<Key, BTreeSet<PeerId>>,
+    rtt: HashMap<(PeerId, PeerId), Duration>,
+    down: HashSet<PeerId>,
+}
+
+/// One peer of a [`Network`].
+#[derive(Clone, Debug)]
+pub struct Peer {
+    id: PeerId,
+    network: Network,
+}
+
+impl Network {
+    /// Adds a peer with these roles, and announces them.
+    pub fn join(&self, roles: &[Role]) -> Peer {
+        let id = PeerId::from_public_key(rand::random());
+        let mut state = self.lock();
+        let port = 1024 + state.peers.len() as u16;
+        let endpoint = Endpoint {
+            peer: id,
+            roles: roles.to_vec(),
+            mesh: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))],
+            boot: 1,
+            sequence: 1,
+            ttl: Duration::from_secs(600),
+            version: crate::VERSION.to_owned(),
+        };
+        state.peers.insert(id, (Arc::new(endpoint), None));
+        for role in roles {
+            state.announced.entry(Key::Role(*role)).or_default().insert(id);
+        }
+        Peer { id, network: self.clone() }
+    }
+
+    /// Sets the round trip between two peers, both ways. 1 ms where nothing was set.
+    pub fn set_rtt(&self, a: PeerId, b: PeerId, rtt: Duration) {
+        let mut state = self.lock();
+        state.rtt.insert((a, b), rtt);
+        state.rtt.insert((b, a), rtt);
+    }
+
+    /// Makes connecting to `peer` fail from now on; what it announced stays.
+    pub fn take_down(&self, peer: PeerId) {
+        self.lock().down.insert(peer);
+    }
+
+    /// Undoes [`take_down`](Self::take_down).
+    pub fn bring_up(&self, peer: PeerId) {
+        self.lock().down.remove(&peer);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing here panics while holding it; after a test's panic the table is good.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peer {
+    /// Serves gRPC to the other peers until the runtime ends.
+    pub fn serve(&self, routes: Routes) {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        if let Some((_, server)) = self.network.lock().peers.get_mut(&self.id) {
+            *server = Some(sender);
+        }
+        let incoming = ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>);
+        tokio::spawn(api::server().add_routes(routes).serve_with_incoming(incoming));
+    }
+
+    fn server_of(&self, peer: PeerId) -> Result<mpsc::Sender<Incoming>> {
+        let state = self.network.lock();
+        let server = state.peers.get(&peer).and_then(|(_, server)| server.clone());
+        server.filter(|_| !state.down.contains(&peer)).ok_or_else(|| {
+            Error::new(Kind::Unavailable, format!("peer {} cannot be reached", peer.short()))
+        })
+    }
+}
+
+#[async_trait]
+impl Discovery for Peer {
+    fn local(&self) -> PeerId {
+        self.id
+    }
+
+    fn own(&self) -> Arc<Endpoint> {
+        let state = self.network.lock();
+        state
+            .peers
+            .get(&self.id)
+            .map(|(endpoint, _)| endpoint.clone())
+            .expect("a peer never leaves the table")
+    }
+
+    async fn announce(&self, key: Key) -> Result<()> {
+        self.network.lock().announced.entry(key).or_default().insert(self.id);
+        Ok(())
+    }
+
+    async fn withdraw(&self, key: Key) -> Result<()> {
+        if let Some(peers) = self.network.lock().announced.get_mut(&key) {
+            peers.remove(&self.id);
+        }
+        Ok(())
+    }
+
+    fn find(&self, key: Key) -> Finding {
+        let state = self.network.lock();
+        let providers =
+            state.announced.get(&key).into_iter().flatten().filter(|peer| **peer != self.id);
+        let endpoints = providers.filter_map(|peer| state.peers.get(peer));
+        let mut found: Vec<_> =
+            endpoints.map(|(endpoint, _)| Found::Endpoint(endpoint.clone())).collect();
+        if found.is_empty() {
+            found.push(Found::Miss);
+        }
+        Box::pin(stream::iter(found))
+    }
+
+    async fn endpoint(&self, peer: PeerId) -> Result<Arc<Endpoint>> {
+        let state = self.network.lock();
+        let known = state.peers.get(&peer).map(|(endpoint, _)| endpoint.clone());
+        known.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("peer {} is not known", peer.short()))
+        })
+    }
+
+    fn known(&self) -> Vec<Arc<Endpoint>> {
+        let state = self.network.lock();
+        let others = state.peers.iter().filter(|(peer, _)| **peer != self.id);
+        others.map(|(_, (endpoint, _))| endpoint.clone()).collect()
+    }
+
+    fn forget(&self, _peer: PeerId) {}
+}
+
+#[async_trait]
+impl Mesh for Peer {
+    async fn grpc(&self, to: &Endpoint) -> Result<Channel> {
+        let server = self.server_of(to.peer)?;
+        let caller = Caller::Peer(self.id);
+        let connector = tower::service_fn(move |_| {
+            let server = server.clone();
+            async move {
+                let (ours, theirs) = tokio::io::duplex(PIPE);
+                server
+                    .send(Identified::new(theirs, caller))
+                    .await
+                    .map_err(|_| std::io::Error::other("the peer has stopped"))?;
+                Ok::<_, std::io::Error>(TokioIo::new(ours))
+            }
+        });
+        api::client("peer.invalid")?.connect_with_connector(connector).await.map_err(|error| {
+            Error::new(Kind::Unavailable, "the peer cannot be reached").because(error)
+        })
+    }
+
+    fn rtt(&self, peer: PeerId) -> Option<Duration> {
+        let state = self.network.lock();
+        if state.down.contains(&peer) {
+            return None;
+        }
+        if peer == self.id {
+            return Some(Duration::ZERO);
+        }
+        Some(state.rtt.get(&(self.id, peer)).copied().unwrap_or(Duration::from_millis(1)))
+    }
+
+    fn is_silent(&self, peer: PeerId) -> bool {
+        self.network.lock().down.contains(&peer)
+    }
+
+    async fn measure(&self, to: &Endpoint) -> Result<Duration> {
+        self.server_of(to.peer)?;
+        self.rtt(to.peer).ok_or_else(|| Error::new(Kind::Unavailable, "the peer does not answer"))
+    }
+
+    fn watch(&self, _to: &Endpoint) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::suite;
+
+    #[tokio::test]
+    async fn the_twin_passes_the_suite() {
+        let network = Network::default();
+        let peers: [Arc<dyn Discovery>; 3] =
+            std::array::from_fn(|_| Arc::new(network.join(&[])) as _);
+        suite::passes(peers).await;
+    }
+}

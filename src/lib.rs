@@ -1,0 +1,30 @@
+//! What every part of service-manager agrees on: the words, the errors, the
+//! configuration, the ports to the network, and the API generated from `proto/`.
+//!
+//! Nothing here knows libp2p, a container engine or a database, so policy built on
+//! this crate is tested without any of them. Dependencies point here and never out.
+
+pub mod api;
+pub mod artifact;
+pub mod config;
+pub mod discovery;
+pub mod endpoint;
+mod error;
+pub mod headers;
+mod id;
+pub mod local;
+pub mod logs;
+pub mod mesh;
+pub mod shutdown;
+mod spec;
+pub mod specs;
+pub mod testing;
+
+pub use error::{Error, Kind, Result};
+pub use id::{
+    Digest, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash, ServiceName,
+};
+pub use spec::{Protocol, Readiness, Requirements, Resources, Spec};
+
+/// What this build calls itself towards peers and people.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

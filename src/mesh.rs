@@ -1,0 +1,46 @@
+//! The port to other peers: a verified gRPC channel to one, and how far it is away.
+//! `lca-node` implements it over mutual TLS, [`crate::discovery::memory`] in process.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use tonic::transport::Channel;
+
+use crate::{PeerId, Result, endpoint::Endpoint};
+
+/// Reaches peers over the mesh.
+#[async_trait]
+pub trait Mesh: fmt::Debug + Send + Sync + 'static {
+    /// A channel to `to`, whose PeerId has been proved before a byte was sent. Cheap
+    /// when a connection is open. Connecting has a deadline of its own (3 s).
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`](crate::Kind::Unavailable) if no address of it answers, or
+    /// somebody else does.
+    async fn grpc(&self, to: &Endpoint) -> Result<Channel>;
+
+    /// Median of the last three round trips. `None` if it was never measured, or the
+    /// last three probes went unanswered. Zero for this node itself.
+    fn rtt(&self, peer: PeerId) -> Option<Duration>;
+
+    /// Whether the last three probes of `peer` went unanswered: what is sent there now
+    /// would most likely wait in vain. False if nobody has probed it yet, so that one
+    /// just heard of can be used at once.
+    fn is_silent(&self, peer: PeerId) -> bool;
+
+    /// [`rtt`](Self::rtt), after a probe of its own if nothing is known yet. Also
+    /// [`watch`](Self::watch)es the peer.
+    ///
+    /// # Errors
+    /// As [`grpc`](Self::grpc).
+    async fn measure(&self, to: &Endpoint) -> Result<Duration>;
+
+    /// Makes `to` a peer of interest: probed once a second for the next
+    /// [`INTEREST`], longer if called again. Bounded: the peer least recently asked
+    /// for makes room.
+    fn watch(&self, to: &Endpoint);
+}
+
+/// How long a peer stays of interest after somebody last asked for it: long enough
+/// that a client with a request a minute finds fresh numbers.
+pub const INTEREST: Duration = Duration::from_secs(120);

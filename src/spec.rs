@@ -1,0 +1,208 @@
+//! A service's spec, checked: what runs, how, and with which promises.
+//!
+//! [`Spec`] is only ever made from its form on the wire, which is checked in `wire`, so
+//! whoever holds one holds values within bounds, with the defaults filled in.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{Digest, ServiceHash, ServiceName};
+
+mod wire;
+
+/// An hour: an RTT limit above it means nothing.
+pub(crate) const MAX_RTT_MS: u32 = 3_600_000;
+
+/// What the registry holds for one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// What clients ask for.
+    pub name: ServiceName,
+    /// What runs; `None` for an external service.
+    pub artifact: Option<Digest>,
+    /// Arguments, `${...}` not yet filled in.
+    pub arguments: Vec<String>,
+    /// Environment on top of what every instance is told.
+    pub environment: BTreeMap<String, String>,
+    /// What it speaks on its port.
+    pub protocol: Protocol,
+    /// When it counts as ready.
+    pub readiness: Readiness,
+    /// What its clients are promised.
+    pub requirements: Requirements,
+    /// What one instance is admitted with.
+    pub resources: Resources,
+    /// How long an instance without open requests is kept.
+    pub idle_timeout: Duration,
+    /// Requests one instance is given at the same time.
+    pub concurrency_limit: u32,
+    /// Which change of the name this is, from 1; 0 before the registry took it.
+    pub revision: u64,
+}
+
+/// What an instance speaks on its port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+}
+
+/// When an instance counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// GET this until any 2xx answers; `None`: until the port accepts.
+    pub http_path: Option<String>,
+    /// From the start of the program to its first sign of readiness.
+    pub start_timeout: Duration,
+}
+
+/// Limits on the round-trip time between a client and an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requirements {
+    /// Above it, look for something nearer.
+    pub soft: Option<Duration>,
+    /// Above it, do not use.
+    pub hard: Option<Duration>,
+}
+
+impl Requirements {
+    /// The stricter of both, limit by limit.
+    #[must_use]
+    pub fn tightened(self, other: Self) -> Self {
+        let stricter = |a: Option<Duration>, b: Option<Duration>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let hard = stricter(self.hard, other.hard);
+        // Soft above hard would promise what hard forbids.
+        let soft =
+            stricter(self.soft, other.soft).map(|soft| hard.map_or(soft, |hard| soft.min(hard)));
+        Self { soft, hard }
+    }
+
+    /// Whether an instance at this distance may be used at all.
+    pub fn within_hard(&self, rtt: Duration) -> bool {
+        self.hard.is_none_or(|hard| rtt <= hard)
+    }
+
+    /// Whether an instance at this distance is as near as it should be.
+    pub fn within_soft(&self, rtt: Duration) -> bool {
+        self.soft.is_none_or(|soft| rtt <= soft) && self.within_hard(rtt)
+    }
+}
+
+/// What one instance takes of its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of one core.
+    pub cpu_millis: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu_millis: 100, memory_bytes: 64 << 20 }
+    }
+}
+
+impl Spec {
+    /// Start time-out where the spec names none: what a slow program needs, not a stuck one.
+    pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
+    /// Longest start time-out: a front waits 75 s for an instance, its fetch included,
+    /// so a longer one would be promised and never kept.
+    pub const MAX_START_TIMEOUT: Duration = Duration::from_secs(60);
+    /// Idle time-out where the spec names none: a client with a request a minute keeps
+    /// its instance.
+    pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+    /// Concurrency limit where the spec names none: more than a small machine's
+    /// program serves well, low enough to bound what one flood can hold open.
+    pub const DEFAULT_CONCURRENCY_LIMIT: u32 = 1024;
+
+    /// The DHT key of its instances: SHA-256 of name, artifact, arguments,
+    /// environment and protocol, each part length-prefixed, so that no two different
+    /// specs are written alike. Requirements are not part of it.
+    pub fn hash(&self) -> ServiceHash {
+        let mut hasher = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_be_bytes());
+            hasher.update(bytes);
+        };
+        part(b"lca/service/1");
+        part(self.name.as_str().as_bytes());
+        part(self.artifact.map(|digest| digest.to_string()).unwrap_or_default().as_bytes());
+        part(&(self.arguments.len() as u64).to_be_bytes());
+        self.arguments.iter().for_each(|argument| part(argument.as_bytes()));
+        part(&(self.environment.len() as u64).to_be_bytes());
+        for (name, value) in &self.environment {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        part(match self.protocol {
+            Protocol::Http1 => b"http1",
+        });
+        ServiceHash::from_sha256(hasher.finalize().into())
+    }
+
+    /// Whether it is represented by a proxy and never allocated.
+    pub fn is_external(&self) -> bool {
+        self.artifact.is_none()
+    }
+
+    /// Whether both describe the same service, whatever their revisions.
+    pub fn same_content(&self, other: &Self) -> bool {
+        Self { revision: 0, ..self.clone() } == Self { revision: 0, ..other.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::api::proto;
+
+    /// The least that is a spec.
+    pub(super) fn least() -> proto::ServiceSpec {
+        proto::ServiceSpec {
+            name: "hello".into(),
+            artifact: Digest::of(b"x").to_string(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_hash_covers_what_runs_and_nothing_else() {
+        let spec = Spec::try_from(least()).unwrap();
+        let same = Spec {
+            requirements: Requirements { soft: Some(Duration::ZERO), hard: None },
+            revision: 9,
+            ..spec.clone()
+        };
+        assert_eq!(same.hash(), spec.hash());
+        let other = Spec { arguments: vec!["x".into()], ..spec.clone() };
+        assert_ne!(other.hash(), spec.hash());
+        // The boundary between two arguments counts.
+        let ab_c = Spec { arguments: vec!["ab".into(), "c".into()], ..spec.clone() };
+        let a_bc = Spec { arguments: vec!["a".into(), "bc".into()], ..spec };
+        assert_ne!(ab_c.hash(), a_bc.hash());
+    }
+
+    proptest! {
+        #[test]
+        fn tightening_never_loosens(a in requirements(), b in requirements(), rtt in 0u64..200) {
+            let both = a.tightened(b);
+            let rtt = Duration::from_millis(rtt);
+            prop_assert!(!both.within_hard(rtt) || (a.within_hard(rtt) && b.within_hard(rtt)));
+            prop_assert!(!both.within_soft(rtt) || (a.within_soft(rtt) && b.within_soft(rtt)));
+            prop_assert_eq!(both, b.tightened(a));
+        }
+    }
+
+    fn requirements() -> impl Strategy<Value = Requirements> {
+        let limit = || proptest::option::of((1u64..100).prop_map(Duration::from_millis));
+        (limit(), limit()).prop_map(|(soft, hard)| Requirements { soft, hard })
+    }
+}

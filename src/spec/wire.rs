@@ -1,0 +1,222 @@
+//! Specs as they are sent: read with every bound checked, and written.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{MAX_RTT_MS, Protocol, Readiness, Requirements, Resources, Spec};
+use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
+
+/// Most arguments, and most environment entries, of one program.
+const MAX_ENTRIES: usize = 256;
+/// Bytes of all arguments, and of all environment entries, together: well below
+/// what execve takes (128 KiB a string, and a quarter of the stack limit in all).
+const MAX_BYTES: usize = 64 << 10;
+/// A day: what is idle for longer may as well run for ever.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// What an instance is told by the allocator, which a spec may not overrule.
+const RESERVED: [&str; 6] =
+    ["SERVICE_PORT", "PROXY_IP", "PROXY_PORT", BOOTSTRAPS_ENV, "LISTEN_FDS", "LISTEN_PID"];
+
+impl TryFrom<proto::ServiceSpec> for Spec {
+    type Error = Error;
+
+    fn try_from(spec: proto::ServiceSpec) -> Result<Self> {
+        let name = spec.name.parse()?;
+        let artifact = match spec.artifact.as_str() {
+            "" => None,
+            digest => Some(digest.parse()?),
+        };
+        check_program(&spec.arguments, &spec.environment)?;
+        let protocol = match proto::Protocol::try_from(spec.protocol) {
+            Ok(proto::Protocol::Unspecified | proto::Protocol::Http1) => Protocol::Http1,
+            Err(_) => {
+                return Err(invalid(
+                    "protocol is not known here: is this node older than the client?",
+                ));
+            }
+        };
+        let readiness = spec.readiness.unwrap_or_default();
+        let http_path = match readiness.http_path {
+            path if path.is_empty() => None,
+            path if path.len() <= 1024
+                && path.starts_with('/')
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') =>
+            {
+                Some(path)
+            }
+            _ => return Err(invalid("readiness.http_path must be a path such as /healthz")),
+        };
+        let start_timeout = millis(
+            "readiness.start_timeout_ms",
+            readiness.start_timeout_ms,
+            Self::DEFAULT_START_TIMEOUT,
+            Self::MAX_START_TIMEOUT,
+        )?;
+        let limit = |field: &str, ms: u32| match ms {
+            0 => Ok(None),
+            ms if ms > MAX_RTT_MS => Err(invalid(format!("{field} is more than an hour"))),
+            ms => Ok(Some(Duration::from_millis(ms.into()))),
+        };
+        let requirements = spec.requirements.unwrap_or_default();
+        let requirements = Requirements {
+            soft: limit("requirements.soft_rtt_ms", requirements.soft_rtt_ms)?,
+            hard: limit("requirements.hard_rtt_ms", requirements.hard_rtt_ms)?,
+        };
+        if let (Some(soft), Some(hard)) = (requirements.soft, requirements.hard)
+            && soft > hard
+        {
+            return Err(invalid("requirements: soft_rtt_ms is above hard_rtt_ms"));
+        }
+        let resources = spec.resources.unwrap_or_default();
+        let default = Resources::default();
+        let resources = Resources {
+            cpu_millis: if resources.cpu_millis == 0 {
+                default.cpu_millis
+            } else {
+                resources.cpu_millis
+            },
+            memory_bytes: match resources.memory_bytes {
+                0 => default.memory_bytes,
+                bytes if bytes > 1 << 50 => {
+                    return Err(invalid("resources.memory_bytes is more than 1 PiB"));
+                }
+                bytes => bytes,
+            },
+        };
+        Ok(Self {
+            name,
+            artifact,
+            arguments: spec.arguments,
+            environment: spec.environment,
+            protocol,
+            readiness: Readiness { http_path, start_timeout },
+            requirements,
+            resources,
+            idle_timeout: millis(
+                "idle_timeout_ms",
+                spec.idle_timeout_ms,
+                Self::DEFAULT_IDLE_TIMEOUT,
+                MAX_IDLE_TIMEOUT,
+            )?,
+            concurrency_limit: match spec.concurrency_limit {
+                0 => Self::DEFAULT_CONCURRENCY_LIMIT,
+                limit => limit,
+            },
+            revision: spec.revision,
+        })
+    }
+}
+
+impl From<&Spec> for proto::ServiceSpec {
+    fn from(spec: &Spec) -> Self {
+        let ms = |time: Option<Duration>| time.map_or(0, |time| time.as_millis() as u32);
+        Self {
+            name: spec.name.to_string(),
+            artifact: spec.artifact.map(|digest| digest.to_string()).unwrap_or_default(),
+            arguments: spec.arguments.clone(),
+            environment: spec.environment.clone(),
+            protocol: match spec.protocol {
+                Protocol::Http1 => proto::Protocol::Http1.into(),
+            },
+            readiness: Some(proto::Readiness {
+                http_path: spec.readiness.http_path.clone().unwrap_or_default(),
+                start_timeout_ms: spec.readiness.start_timeout.as_millis() as u64,
+            }),
+            requirements: Some(proto::Requirements {
+                soft_rtt_ms: ms(spec.requirements.soft),
+                hard_rtt_ms: ms(spec.requirements.hard),
+            }),
+            resources: Some(proto::Resources {
+                cpu_millis: spec.resources.cpu_millis,
+                memory_bytes: spec.resources.memory_bytes,
+            }),
+            idle_timeout_ms: spec.idle_timeout.as_millis() as u64,
+            concurrency_limit: spec.concurrency_limit,
+            revision: spec.revision,
+            service_hash: spec.hash().to_string(),
+        }
+    }
+}
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidArgument, reason)
+}
+
+fn millis(field: &str, value: u64, default: Duration, max: Duration) -> Result<Duration> {
+    match Duration::from_millis(value) {
+        Duration::ZERO => Ok(default),
+        time if time > max => Err(invalid(format!("{field} is more than {} ms", max.as_millis()))),
+        time => Ok(time),
+    }
+}
+
+fn check_program(arguments: &[String], environment: &BTreeMap<String, String>) -> Result<()> {
+    if arguments.len() > MAX_ENTRIES || environment.len() > MAX_ENTRIES {
+        return Err(invalid(format!(
+            "arguments and environment have at most {MAX_ENTRIES} entries each"
+        )));
+    }
+    let argument_bytes: usize = arguments.iter().map(String::len).sum();
+    let environment_bytes: usize =
+        environment.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if argument_bytes.max(environment_bytes) > MAX_BYTES {
+        return Err(invalid("arguments and environment have at most 64 KiB each"));
+    }
+    if arguments.iter().any(|argument| argument.contains('\0')) {
+        return Err(invalid("arguments: a NUL character cannot be passed to a program"));
+    }
+    for (name, value) in environment {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(format!("environment: {name:?} cannot be passed to a program")));
+        }
+        if RESERVED.contains(&name.as_str()) || name.starts_with("LCA_") {
+            return Err(invalid(format!("environment: {name} is set by the allocator")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::least, *};
+
+    fn refused(change: impl FnOnce(&mut proto::ServiceSpec)) -> String {
+        let mut spec = least();
+        change(&mut spec);
+        Spec::try_from(spec).unwrap_err().public().to_owned()
+    }
+
+    #[test]
+    fn defaults_are_filled_in_and_a_spec_survives_the_wire() {
+        let spec = Spec::try_from(least()).unwrap();
+        assert_eq!(spec.readiness.start_timeout, Spec::DEFAULT_START_TIMEOUT);
+        assert_eq!(Spec::try_from(proto::ServiceSpec::from(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused_by_field() {
+        assert!(refused(|s| s.name = "../x".into()).contains("service name"));
+        assert!(refused(|s| s.artifact = "md5:1".into()).contains("digest"));
+        assert!(refused(|s| s.arguments = vec!["a\0b".into()]).contains("NUL"));
+        assert!(refused(|s| s.arguments = vec!["a".repeat(MAX_BYTES + 1)]).contains("64 KiB"));
+        assert!(refused(|s| drop(s.environment.insert("A=B".into(), "x".into()))).contains("A=B"));
+        assert!(
+            refused(|s| drop(s.environment.insert("SERVICE_PORT".into(), "1".into())))
+                .contains("set by")
+        );
+        assert!(
+            refused(|s| drop(s.environment.insert("LCA_X".into(), "1".into()))).contains("set by")
+        );
+        assert!(refused(|s| s.protocol = 99).contains("protocol"));
+        assert!(refused(|s| s.idle_timeout_ms = u64::MAX).contains("idle_timeout_ms"));
+        let start_timeout_ms =
+            |ms| Some(proto::Readiness { start_timeout_ms: ms, ..Default::default() });
+        let late = refused(|s| s.readiness = start_timeout_ms(60_001));
+        assert!(late.contains("readiness.start_timeout_ms is more than 60000 ms"), "{late}");
+        assert!(
+            Spec::try_from(proto::ServiceSpec { readiness: start_timeout_ms(60_000), ..least() })
+                .is_ok()
+        );
+        let soft_above_hard = proto::Requirements { soft_rtt_ms: 10, hard_rtt_ms: 5 };
+        assert!(refused(|s| s.requirements = Some(soft_above_hard)).contains("above"));
+    }
+}
