@@ -1,0 +1,242 @@
+//! The mesh: mutually verified TLS connections between peers, and what they carry.
+//!
+//! One TCP port a node. TLS 1.3 proves both PeerIds, ALPN says what follows: gRPC,
+//! HTTP/1.1 on its way to an instance, or round-trip probes. The [`Listener`] takes
+//! connections in, the [`Client`] makes them, one pool a peer; both are bound together
+//! by [`Node`](crate::Node).
+//!
+//! Invariant: no byte of an application or of gRPC is sent before the other side has
+//! proved to be the peer that was meant, and none is handed on without saying whose it
+//! is. Discovery may be wrong, an address may be somebody else's: that costs one
+//! handshake.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use lca::PeerId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tonic::service::Routes;
+
+use crate::link::Delayed;
+
+mod channel;
+mod client;
+mod dial;
+mod listener;
+mod probe;
+mod serve;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod window;
+
+pub use client::Client;
+pub use listener::Listener;
+
+/// What a mesh connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// gRPC: `lca-grpc`.
+    Grpc,
+    /// HTTP/1.1 from a front to an ingress: `lca-h1`.
+    H1,
+    /// Nonces of 8 bytes, echoed: `lca-probe`. Why it is not gRPC: decision 0002.
+    Probe,
+}
+
+impl Alpn {
+    const ALL: [Self; 3] = [Self::Grpc, Self::H1, Self::Probe];
+
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "lca-grpc",
+            Self::H1 => "lca-h1",
+            Self::Probe => "lca-probe",
+        }
+    }
+
+    fn from_wire(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|alpn| alpn.as_str().as_bytes() == name)
+    }
+}
+
+/// What peers get from this node, by what their connection carries.
+#[derive(Debug)]
+pub struct Handlers {
+    /// The gRPC services for peers. Requests carry an [`lca::api::Caller`].
+    pub grpc: Routes,
+    /// Takes HTTP/1.1 connections; without it they are closed.
+    pub http: Option<Arc<dyn ServeHttp>>,
+}
+
+/// Serves HTTP/1.1 connections of peers.
+pub trait ServeHttp: fmt::Debug + Send + Sync + 'static {
+    /// Serves one connection until it ends. It is dropped where it stands shortly after
+    /// the node was asked to stop.
+    fn serve(self: Arc<Self>, stream: Stream, from: PeerId) -> BoxFuture<'static, ()>;
+}
+
+/// How long things may take. The default is for production; tests shorten it.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A TLS handshake taken in. Two round trips and an unlucky retransmission over a
+    /// bad line fit; a silent client holds its slot no longer.
+    pub handshake: Duration,
+    /// Connecting to a peer, all its addresses and TLS included. What the port to the
+    /// mesh promises ([`lca::mesh::Mesh::grpc`]).
+    pub connect: Duration,
+    /// Between probes of a peer of interest: fresh enough to leave a slow instance
+    /// within seconds, rare enough to be 2 kbit/s (decision 0002).
+    pub probe_every: Duration,
+    /// An answer later than this is lost; after three losses the peer is silent. Above
+    /// any round trip worth using.
+    pub probe_within: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(5),
+            connect: Duration::from_secs(3),
+            probe_every: Duration::from_secs(1),
+            probe_within: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A TLS connection whose other end has proved who it is.
+#[derive(Debug)]
+pub struct Stream {
+    io: Io,
+    peer: PeerId,
+    alpn: Alpn,
+    /// Given back with the stream: its place among the open connections.
+    _place: Option<tally::Entered<PeerId>>,
+    /// Cancels a token when the stream is dropped.
+    told: Option<DropGuard>,
+    /// Breaks the stream, whoever owns it by then.
+    severed: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Dialled(Box<tokio_rustls::client::TlsStream<Delayed<TcpStream>>>),
+    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Who is at the other end.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// What was agreed to be carried.
+    pub(crate) fn alpn(&self) -> Alpn {
+        self.alpn
+    }
+
+    fn new(io: Io, peer: PeerId, alpn: Alpn, place: Option<tally::Entered<PeerId>>) -> Self {
+        Self { io, peer, alpn, _place: place, told: None, severed: None }
+    }
+
+    /// Cancels `gone` when the stream is dropped.
+    fn tell_end(&mut self, gone: &CancellationToken) {
+        self.told = Some(gone.clone().drop_guard());
+    }
+
+    /// Reads fail once `severed` is cancelled; an owner that always reads while it waits,
+    /// as HTTP does, gives up then.
+    fn sever_with(&mut self, severed: &CancellationToken) {
+        self.severed = Some(Box::pin(severed.clone().cancelled_owned()));
+    }
+
+    fn io(&mut self) -> Pin<&mut dyn Duplex> {
+        match &mut self.io {
+            Io::Dialled(stream) => Pin::new(&mut **stream),
+            Io::Accepted(stream) => Pin::new(&mut **stream),
+        }
+    }
+}
+
+/// What both directions of making a connection end in.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for S {}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(severed) = &mut self.severed
+            && severed.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        self.io().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Dialled(stream) => stream.is_write_vectored(),
+            Io::Accepted(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+/// A failure to listen that names the address and what is wrong with it.
+fn cannot_listen(address: SocketAddr, error: io::Error) -> lca::Error {
+    let (kind, reason) = match error.kind() {
+        io::ErrorKind::AddrInUse => (lca::Kind::Conflict, "another program listens there"),
+        io::ErrorKind::AddrNotAvailable => {
+            (lca::Kind::FailedPrecondition, "it is not an address of this machine")
+        }
+        io::ErrorKind::PermissionDenied => {
+            (lca::Kind::FailedPrecondition, "this user may not use that port")
+        }
+        _ => (lca::Kind::FailedPrecondition, "the system refused"),
+    };
+    lca::Error::new(kind, format!("cannot listen for peers on {address}: {reason}"))
+        .because(error)
+        .hint("choose another address with --mesh-listen")
+}

@@ -1,0 +1,375 @@
+//! Reaches peers: one gRPC channel and one probe each, and fresh connections for those
+//! who keep their own.
+//!
+//! Everything known of a peer stands in one entry of one bounded table; the lock is
+//! held for a look-up and never while waiting. A channel dies with its connection and
+//! is then made anew, by one attempt however many ask.
+
+use std::{
+    fmt, mem,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared as Flight},
+};
+use lca::{
+    Error, Kind, PeerId, Result,
+    endpoint::Endpoint,
+    mesh::{INTEREST, Mesh},
+    shutdown::Spawner,
+};
+use lru::LruCache;
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
+
+use super::{
+    Alpn, Stream, Timing, channel,
+    dial::Dialler,
+    probe::{Connection, Prober, Reading, unanswered},
+    window::Window,
+};
+use crate::{identity::Identity, link::Links};
+
+/// Peers remembered, with a channel each: more than one node talks to at a time. A
+/// channel costs a connection on both sides.
+const PEERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most.
+const OF_INTEREST: usize = 64;
+
+/// Makes connections to peers. Cheap to clone; clones share the pool.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+/// What the clones share, and probes come back to.
+pub(super) struct Shared {
+    dialler: Dialler,
+    spawner: Spawner,
+    peers: Mutex<LruCache<PeerId, Entry>>,
+}
+
+/// Everything known of one peer.
+#[derive(Debug)]
+struct Entry {
+    /// The latest word on where it is.
+    endpoint: watch::Sender<Arc<Endpoint>>,
+    channel: Slot,
+    probe: Option<Probe>,
+    /// Cancelled, and replaced, when the peer falls silent: breaks the streams handed
+    /// out to it.
+    severed: CancellationToken,
+}
+
+/// The channel to a peer.
+#[derive(Debug)]
+enum Slot {
+    Empty,
+    /// One attempt, for everybody who asks meanwhile.
+    Connecting(Flight<BoxFuture<'static, Result<Channel>>>),
+    Open {
+        channel: Channel,
+        /// Cancelled when the connection is gone.
+        gone: CancellationToken,
+        /// The start of the peer that it was made to.
+        boot: u64,
+    },
+}
+
+/// The probe of a peer of interest.
+#[derive(Debug)]
+struct Probe {
+    until: Instant,
+    reading: watch::Receiver<Reading>,
+    hurry: Arc<Notify>,
+    /// Ends the task.
+    _task: DropGuard,
+}
+
+impl Client {
+    /// A client in the name of `identity`. Tasks it starts end with the daemon.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] if no certificate can be made for it.
+    pub(crate) fn new(
+        identity: &Identity,
+        links: Links,
+        timing: Timing,
+        spawner: &Spawner,
+    ) -> Result<Self> {
+        let dialler = Dialler::new(identity, links, timing)?;
+        let peers = Mutex::new(LruCache::new(PEERS));
+        Ok(Self { shared: Arc::new(Shared { dialler, spawner: spawner.clone(), peers }) })
+    }
+
+    /// A fresh verified connection, for those who pool their own. Has the connect
+    /// deadline. Reads from one that carries HTTP fail once the peer falls silent, if it
+    /// is of interest. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] if no address of it answers, or somebody else does.
+    pub async fn connect(&self, to: &Endpoint, alpn: Alpn) -> Result<Stream> {
+        let mut stream = self.shared.dialler.dial(to.peer, &to.mesh, alpn).await?;
+        if alpn == Alpn::H1 {
+            // A child each, so that streams share no lock while they are read.
+            stream.sever_with(&enter(&mut self.shared.lock(), to).severed.child_token());
+        }
+        Ok(stream)
+    }
+}
+
+#[async_trait]
+impl Mesh for Client {
+    /// The channel stays with its connection: when that breaks, calls fail and this has
+    /// to be asked for another one. So ask for each call, and do not keep channels.
+    async fn grpc(&self, to: &Endpoint) -> Result<Channel> {
+        let flight = match self.shared.channel(to) {
+            Ok(channel) => return Ok(channel),
+            Err(flight) => flight,
+        };
+        flight.await
+    }
+
+    fn rtt(&self, peer: PeerId) -> Option<Duration> {
+        if peer == self.shared.dialler.local() {
+            return Some(Duration::ZERO);
+        }
+        self.shared.lock().peek(&peer)?.probe.as_ref()?.reading.borrow().rtt
+    }
+
+    fn is_silent(&self, peer: PeerId) -> bool {
+        let peers = self.shared.lock();
+        let probe = peers.peek(&peer).and_then(|entry| entry.probe.as_ref());
+        probe.is_some_and(|probe| probe.reading.borrow().silent)
+    }
+
+    async fn measure(&self, to: &Endpoint) -> Result<Duration> {
+        let Some((mut reading, hurry)) = self.shared.watch(to) else { return Ok(Duration::ZERO) };
+        let before = {
+            let now = reading.borrow_and_update();
+            if let Some(rtt) = now.rtt {
+                return Ok(rtt);
+            }
+            now.failures
+        };
+        hurry.notify_one();
+        let Timing { connect, probe_within, .. } = self.shared.dialler.timing();
+        let told = async {
+            let told = reading.wait_for(|now| now.rtt.is_some() || now.failures > before).await;
+            told.ok().map(|now| now.clone())
+        };
+        match timeout(connect + 2 * probe_within, told).await {
+            Ok(Some(Reading { rtt: Some(rtt), .. })) => Ok(rtt),
+            Ok(Some(Reading { error: Some(error), .. })) => Err(error),
+            Ok(None) => self.measure_once(to).await,
+            Ok(Some(_)) | Err(_) => Err(unanswered(to.peer)),
+        }
+    }
+
+    fn watch(&self, to: &Endpoint) {
+        self.shared.watch(to);
+    }
+}
+
+impl Client {
+    /// For when more peers are of interest at once than are probed.
+    async fn measure_once(&self, to: &Endpoint) -> Result<Duration> {
+        let stream = self.connect(to, Alpn::Probe).await?;
+        let within = self.shared.dialler.timing().probe_within;
+        let measured = Connection::new(stream).measure(within).await;
+        measured.map_err(|error| unanswered(to.peer).because(error))
+    }
+}
+
+impl Shared {
+    /// The open channel to a peer, or the attempt to open one.
+    fn channel(
+        self: &Arc<Self>,
+        to: &Endpoint,
+    ) -> Result<Channel, Flight<BoxFuture<'static, Result<Channel>>>> {
+        let mut peers = self.lock();
+        let entry = enter(&mut peers, to);
+        let endpoint = entry.endpoint.borrow().clone();
+        match &entry.channel {
+            // A later start of the peer has none of the connections of an earlier one.
+            Slot::Open { channel, gone, boot }
+                if !gone.is_cancelled() && *boot >= endpoint.boot =>
+            {
+                Ok(channel.clone())
+            }
+            Slot::Connecting(flight) => Err(flight.clone()),
+            Slot::Open { .. } | Slot::Empty => {
+                let flight = self.open(endpoint);
+                entry.channel = Slot::Connecting(flight.clone());
+                Err(flight)
+            }
+        }
+    }
+
+    /// Starts connecting, in a task: it goes on when those who asked have gone away.
+    fn open(self: &Arc<Self>, to: Arc<Endpoint>) -> Flight<BoxFuture<'static, Result<Channel>>> {
+        let (told, answer) = oneshot::channel();
+        let shared = self.clone();
+        let peer = to.peer;
+        self.spawner.spawn_short(async move {
+            let opened = channel::open(&shared.dialler, &to).await;
+            let slot = match &opened {
+                Ok((channel, gone)) => {
+                    Slot::Open { channel: channel.clone(), gone: gone.clone(), boot: to.boot }
+                }
+                Err(_) => Slot::Empty,
+            };
+            if let Some(entry) = shared.lock().peek_mut(&to.peer) {
+                entry.channel = slot;
+            }
+            let _nobody_waits = told.send(opened.map(|(channel, _)| channel));
+        });
+        let stopping = move |_| {
+            let reason = format!("not connecting to peer {}: stopping", peer.short());
+            Err(Error::new(Kind::Unavailable, reason))
+        };
+        answer.map(move |told| told.unwrap_or_else(stopping)).boxed().shared()
+    }
+
+    /// Makes a peer of interest and starts its probe if there is none. `None` for this
+    /// node itself.
+    fn watch(self: &Arc<Self>, to: &Endpoint) -> Option<(watch::Receiver<Reading>, Arc<Notify>)> {
+        if to.peer == self.dialler.local() {
+            return None;
+        }
+        let until = Instant::now() + INTEREST;
+        let mut peers = self.lock();
+        if let Some(probe) = &mut enter(&mut peers, to).probe {
+            probe.until = until;
+            return Some((probe.reading.clone(), probe.hurry.clone()));
+        }
+        make_room(&mut peers);
+        let entry = enter(&mut peers, to);
+        let stop = self.spawner.stop_token();
+        let (reading, seen) = watch::channel(Reading::default());
+        let hurry = Arc::new(Notify::new());
+        let prober = Prober {
+            peer: to.peer,
+            dialler: self.dialler.clone(),
+            endpoint: entry.endpoint.subscribe(),
+            reading,
+            hurry: hurry.clone(),
+            shared: Arc::downgrade(self),
+            window: Window::default(),
+        };
+        let task = stop.clone();
+        self.spawner.spawn_short(async move {
+            task.run_until_cancelled(prober.run()).await;
+        });
+        entry.probe = Some(Probe {
+            until,
+            reading: seen.clone(),
+            hurry: hurry.clone(),
+            _task: stop.drop_guard(),
+        });
+        Some((seen, hurry))
+    }
+
+    /// Whether to go on probing. If nobody has asked for long enough, the probe is
+    /// taken out under the same lock, so that whoever asks next starts another.
+    pub(super) fn is_of_interest(&self, peer: PeerId) -> bool {
+        let mut peers = self.lock();
+        let Some(entry) = peers.peek_mut(&peer) else { return false };
+        let wanted = entry.probe.as_ref().is_some_and(|probe| Instant::now() < probe.until);
+        if !wanted {
+            entry.probe = None;
+        }
+        wanted
+    }
+
+    /// Gives up what is open to a peer that answers nothing any more: the next call
+    /// connects anew and fails in time, instead of waiting on a dead connection, and
+    /// requests under way fail now, while they may still be sent elsewhere.
+    pub(super) fn give_up(&self, peer: PeerId) {
+        let severed = self.lock().peek_mut(&peer).map(|entry| {
+            if matches!(entry.channel, Slot::Open { .. }) {
+                entry.channel = Slot::Empty;
+            }
+            mem::take(&mut entry.severed)
+        });
+        // Not under the lock: it wakes everyone who reads.
+        if let Some(severed) = severed {
+            severed.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<PeerId, Entry>> {
+        // Nothing panics while it is held.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = self.dialler.local();
+        f.debug_struct("Shared").field("local", &local).finish_non_exhaustive()
+    }
+}
+
+/// The entry of a peer, made if need be, with the latest word on where it is.
+fn enter<'a>(peers: &'a mut LruCache<PeerId, Entry>, to: &Endpoint) -> &'a mut Entry {
+    let entry = peers.get_or_insert_mut(to.peer, || Entry {
+        endpoint: watch::Sender::new(Arc::new(to.clone())),
+        channel: Slot::Empty,
+        probe: None,
+        severed: CancellationToken::new(),
+    });
+    entry.endpoint.send_if_modified(|known| {
+        let later = to.supersedes(known);
+        if later {
+            *known = Arc::new(to.clone());
+        }
+        later
+    });
+    entry
+}
+
+/// Ends the probe of the peer least recently asked for, if there are too many.
+fn make_room(peers: &mut LruCache<PeerId, Entry>) {
+    let probed = peers.iter().filter(|(_, entry)| entry.probe.is_some()).count();
+    if probed < OF_INTEREST {
+        return;
+    }
+    let until = |entry: &Entry| entry.probe.as_ref().map(|probe| probe.until);
+    let oldest = peers.iter().filter_map(|(peer, entry)| Some((until(entry)?, *peer))).min();
+    if let Some(entry) = oldest.and_then(|(_, peer)| peers.peek_mut(&peer)) {
+        entry.probe = None;
+    }
+}
+
+#[cfg(test)]
+impl Client {
+    pub(super) fn is_open(&self, peer: PeerId) -> bool {
+        let peers = self.shared.lock();
+        peers.peek(&peer).is_some_and(|entry| matches!(entry.channel, Slot::Open { .. }))
+    }
+
+    pub(super) fn probed(&self) -> usize {
+        self.shared.lock().iter().filter(|(_, entry)| entry.probe.is_some()).count()
+    }
+
+    pub(super) fn remembered(&self) -> usize {
+        self.shared.lock().len()
+    }
+
+    /// As if the time of interest were over.
+    pub(super) fn lose_interest(&self, peer: PeerId) {
+        let mut peers = self.shared.lock();
+        let probe = peers.peek_mut(&peer).and_then(|entry| entry.probe.as_mut());
+        probe.expect("it is probed").until = Instant::now();
+    }
+}

@@ -1,0 +1,169 @@
+//! Takes connections of peers in. Every handshake has a task and a deadline of its
+//! own, so a client that is slow, silent or not TLS at all delays nobody; handshakes
+//! and connections are counted, so it takes only its own share.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lca::{PeerId, Result, shutdown::Spawner};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Handlers, Io, Stream, Timing, cannot_listen, serve::Serving, tally::Tally, tls};
+use crate::identity::Identity;
+
+/// Handshakes under way: each holds some kilobytes and at most a few milliseconds of a
+/// core.
+const HANDSHAKES: usize = 512;
+/// Handshakes from one IP address, so that one machine cannot hold all of them; a
+/// machine with dozens of nodes that all connect at once gets by.
+const HANDSHAKES_EACH: usize = 256;
+/// Open connections. Each costs a descriptor and some 50 KiB with TLS and HTTP buffers:
+/// 200 MiB at worst.
+const CONNECTIONS: usize = 4096;
+/// Open connections of one peer: a front's HTTP/1.1 pool at 512 requests in flight,
+/// twice.
+const CONNECTIONS_EACH: usize = 1024;
+/// First wait after the system could not accept (no descriptors), doubled to
+/// [`LONGEST_PAUSE`]. Accepting at once again would spin on a full core.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// Short against the time-outs of those who wait in the backlog.
+const LONGEST_PAUSE: Duration = Duration::from_millis(640);
+
+/// The bound mesh port. Nothing is accepted before [`serve`](Self::serve).
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    timing: Timing,
+}
+
+impl Listener {
+    /// Binds `address`, port 0 for any, in the name of `identity`.
+    ///
+    /// # Errors
+    /// [`lca::Kind::Conflict`] if the port is taken, [`lca::Kind::FailedPrecondition`]
+    /// if the address cannot be bound otherwise; both name it.
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+        timing: Timing,
+    ) -> Result<Self> {
+        let tls = tls::server(identity.keypair())?;
+        let failed = |error| cannot_listen(address, error);
+        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Self { socket, address, tls, timing })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts and serves until the daemon stops; then what is open may finish for
+    /// half a second.
+    pub fn serve(self, handlers: Handlers, spawner: &Spawner) {
+        let Self { socket, address, tls, timing } = self;
+        let entrance = Entrance {
+            tls,
+            deadline: timing.handshake,
+            handshakes: Tally::new(HANDSHAKES, HANDSHAKES_EACH),
+            connections: Tally::new(CONNECTIONS, CONNECTIONS_EACH),
+            serving: Serving::start(handlers, spawner),
+            spawner: spawner.clone(),
+        };
+        let stopping = spawner.stopping();
+        spawner.spawn("mesh listener", async move {
+            tokio::select! {
+                () = stopping => {}
+                () = entrance.accept(socket, address) => {}
+            }
+        });
+    }
+}
+
+/// What every accepted connection needs. Cloned into its task.
+#[derive(Clone, Debug)]
+struct Entrance {
+    tls: Arc<rustls::ServerConfig>,
+    deadline: Duration,
+    handshakes: Tally<IpAddr>,
+    connections: Tally<PeerId>,
+    serving: Serving,
+    spawner: Spawner,
+}
+
+impl Entrance {
+    async fn accept(self, socket: TcpListener, address: SocketAddr) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match socket.accept().await {
+                Ok((stream, from)) => {
+                    pause = FIRST_PAUSE;
+                    self.take(stream, from);
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%address, %error, ?pause, "cannot accept peers now");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Handles one connection in a task, if there is a place for it.
+    fn take(&self, stream: TcpStream, from: SocketAddr) {
+        let Some(place) = self.handshakes.enter(from.ip().to_canonical()) else {
+            tracing::debug!(%from, "too many handshakes, closed");
+            return;
+        };
+        let entrance = self.clone();
+        let stopping = self.spawner.stopping();
+        self.spawner.spawn_short(async move {
+            let handshake = timeout(entrance.deadline, entrance.handshake(stream));
+            let stream = tokio::select! {
+                handshake = handshake => handshake,
+                () = stopping => return,
+            };
+            drop(place);
+            match stream {
+                Ok(Ok(stream)) => entrance.serving.serve(stream, &entrance.spawner).await,
+                Ok(Err(error)) => tracing::debug!(%from, %error, "not a peer, closed"),
+                Err(_) => tracing::debug!(%from, "no handshake in time, closed"),
+            }
+        });
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nodelay(true)?;
+        let stream = TlsAcceptor::from(self.tls.clone()).accept(stream).await?;
+        let (peer, alpn) = tls::identify(stream.get_ref().1)?;
+        let place = self.connections.enter(peer);
+        if place.is_none() {
+            return Err(io::Error::other(format!("too many connections of {}", peer.short())));
+        }
+        Ok(Stream::new(Io::Accepted(Box::new(stream)), peer, alpn, place))
+    }
+}
+
+/// Whether accepting failed because of the connection it would have taken, so that the
+/// next may be accepted at once.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
