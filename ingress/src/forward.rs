@@ -1,0 +1,200 @@
+//! One peer's connection: each request on it goes to the instance it names, and the
+//! answer back, both as they come.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lca::{
+    Error, InstanceId, Kind, PeerId, ServiceHash,
+    headers::{self, Failure, Load, Refusal},
+};
+use lca_node::h1::{self, Body, BoxError, Cause, Failed, Patient, hygiene};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+    time::Instant,
+};
+
+use crate::{
+    Shared,
+    instance::{Instance, Open},
+};
+
+/// What a front sends at most: a client's 100 headers and those it adds itself.
+const MAX_HEADERS: usize = 128;
+/// A client's 64 KiB of headers, and those the front adds.
+const MAX_HEAD: usize = 80 << 10;
+
+/// Serves one connection until the peer closes it, a request on it is cut off, or
+/// nothing comes for too long.
+pub(crate) async fn serve<S>(ingress: Arc<Shared>, stream: S, from: PeerId)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let config = ingress.config;
+    let end = Arc::new(Notify::new());
+    let cut = end.clone();
+    let stream = h1::Bounded::new(stream, config.instances.stall);
+    let service = service_fn(move |request| answer(ingress.clone(), request, from, end.clone()));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.keep_alive)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = connection => if let Err(error) = served {
+            tracing::debug!(peer = %from.short(), %error, "connection over");
+        },
+        () = cut.notified() => tracing::debug!(peer = %from.short(), "cut off: the instance is gone"),
+    }
+}
+
+/// Answers one request. An error closes the connection without an answer: the
+/// request itself broke off.
+async fn answer(
+    ingress: Arc<Shared>,
+    request: Request<Incoming>,
+    from: PeerId,
+    end: Arc<Notify>,
+) -> Result<Response<Body>, BoxError> {
+    let id = request.headers().get(headers::REQUEST_ID).cloned();
+    let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let Some((instance, hash)) = wanted(&ingress, request.headers()) else {
+        tracing::debug!(request = id, peer = %from.short(), "unknown instance");
+        return Ok(refused(Refusal::Unknown, Load::default()));
+    };
+    let open = match instance.admit(hash, &end) {
+        Ok(open) => open,
+        Err(refusal) => {
+            tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
+                refusal = refusal.as_str(), "refused");
+            return Ok(refused(refusal, instance.load()));
+        }
+    };
+    let stall = ingress.config.instances.stall;
+    let request = match for_application(request, stall) {
+        Ok(request) => request,
+        Err(error) => return Ok(problem(&error, id, instance.load())),
+    };
+    let started = Instant::now();
+    match ingress.pool.send(&instance.local, request).await {
+        Ok(answer) => {
+            instance.answered(started.elapsed());
+            Ok(from_application(answer, instance.load(), open))
+        }
+        // The application saw nothing of it, so it may go anywhere else.
+        Err(Failed::NotSent(_, error)) => {
+            tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
+                error = error.chain(), "the instance cannot be reached");
+            Ok(refused(Refusal::Unknown, instance.load()))
+        }
+        Err(Failed::Sent(cause, error)) => {
+            tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
+                ?cause, error = error.chain(), "no answer");
+            let failure = match cause {
+                Cause::Silent => Failure::Silent,
+                Cause::Garbled => Failure::Garbled,
+                Cause::Late => Failure::Late,
+                Cause::Body => return Err(error.into()),
+            };
+            let mut answer = problem(&error, id, instance.load());
+            let word = HeaderValue::from_static(failure.as_str());
+            answer.headers_mut().insert(headers::FAILURE, word);
+            Ok(answer)
+        }
+    }
+}
+
+/// The instance a request names, and the service it is to be of.
+fn wanted(ingress: &Shared, headers: &HeaderMap) -> Option<(Arc<Instance>, ServiceHash)> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let hash: ServiceHash = text(headers::SERVICE)?.parse().ok()?;
+    let id: InstanceId = text(headers::INSTANCE)?.parse().ok()?;
+    Some((ingress.instance(id)?, hash))
+}
+
+/// The request without what concerns only the mesh.
+fn for_application(request: Request<Incoming>, stall: Duration) -> Result<Request<Body>, Error> {
+    let (mut parts, body) = request.into_parts();
+    let invalid = |text| Err(Error::new(Kind::InvalidArgument, text));
+    if parts.uri.authority().is_some() || !parts.uri.path().starts_with('/') {
+        return invalid("the request is not in origin form");
+    }
+    if !hygiene::is_framed_clearly(&parts.headers) {
+        return invalid("the end of the request is not clear");
+    }
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    hygiene::strip_hop_by_hop(&mut parts.headers);
+    hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
+    Ok(Request::from_parts(parts, Patient::new(body, stall).boxed_unsync()))
+}
+
+/// The answer without what the application must not say, and with our word on load.
+fn from_application(answer: Response<Body>, load: Load, open: Open) -> Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    parts.version = Version::HTTP_11;
+    hygiene::strip_hop_by_hop(&mut parts.headers);
+    hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
+    parts.headers.insert(headers::LOAD, load.to_header());
+    Response::from_parts(parts, Counted { body, _open: open }.boxed_unsync())
+}
+
+fn refused(refusal: Refusal, load: Load) -> Response<Body> {
+    let mut answer = Response::new(h1::empty());
+    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let word = HeaderValue::from_static(refusal.as_str());
+    answer.headers_mut().insert(headers::REFUSAL, word);
+    answer.headers_mut().insert(headers::LOAD, load.to_header());
+    answer
+}
+
+fn problem(error: &Error, request: &str, load: Load) -> Response<Body> {
+    let mut answer = error.to_problem(request).map(h1::full);
+    answer.headers_mut().insert(headers::LOAD, load.to_header());
+    answer
+}
+
+/// An answer's body: its request is open as long as it lives.
+struct Counted {
+    body: Body,
+    _open: Open,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! Ingress between a peer that sends bytes and an application that answers bytes.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lca::testing::eventually;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::*;
+use crate::{Config, Ingress, Local, Registration};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// One end of a connection, read and written as text.
+struct Wire<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    async fn read_to(&mut self, text: &str) -> String {
+        let mut seen = Vec::new();
+        while !seen.ends_with(text.as_bytes()) {
+            let mut byte = [0; 1];
+            let read = timeout(SOON, self.0.read(&mut byte)).await;
+            let read = read.unwrap_or_else(|_| {
+                panic!("waited for {text:?}; saw {:?}", String::from_utf8_lossy(&seen))
+            });
+            assert_eq!(read.unwrap(), 1, "ended at {:?}", String::from_utf8_lossy(&seen));
+            seen.extend(byte);
+        }
+        String::from_utf8(seen).unwrap()
+    }
+
+    async fn head(&mut self) -> String {
+        self.read_to("\r\n\r\n").await
+    }
+
+    async fn write(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// What comes until the connection ends, cleanly or not.
+    async fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        let ended = timeout(SOON, self.0.read_to_end(&mut rest)).await;
+        let _reset_or_end = ended.expect("the connection ends in time");
+        String::from_utf8(rest).unwrap()
+    }
+}
+
+struct World {
+    ingress: Ingress,
+    app: TcpListener,
+    local: Local,
+}
+
+impl World {
+    async fn new() -> Self {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let local = Local {
+            instance: InstanceId::random(),
+            hash: ServiceHash::from_sha256([7; 32]),
+            address: app.local_addr().unwrap(),
+            limit: 1,
+        };
+        Self { ingress: Ingress::new(Config::default()), app, local }
+    }
+
+    fn register(&self) -> Registration {
+        self.ingress.register(self.local)
+    }
+
+    fn peer(&self) -> Wire<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let from = PeerId::from_public_key([1; 32]);
+        tokio::spawn(serve(self.ingress.shared.clone(), theirs, from));
+        Wire(ours)
+    }
+
+    async fn app(&self) -> Wire<TcpStream> {
+        Wire(timeout(SOON, self.app.accept()).await.expect("a connection in time").unwrap().0)
+    }
+
+    /// A request's head without its end, with our headers.
+    fn head(&self, line: &str) -> String {
+        let Local { hash, instance, .. } = self.local;
+        format!(
+            "{line} HTTP/1.1\r\nhost: svc\r\nlca-service: {hash}\r\nlca-instance: {instance}\r\n\
+             lca-request-id: r1\r\n"
+        )
+    }
+
+    fn get(&self) -> String {
+        self.head("GET /x") + "\r\n"
+    }
+}
+
+#[tokio::test]
+async fn a_request_passes_without_our_headers_and_an_answer_without_theirs() {
+    let world = World::new().await;
+    let _registration = world.register();
+    let mut peer = world.peer();
+    let line = "GET /%41+;//b?c=%2F&";
+    peer.write(&(world.head(line) + "connection: x-hop\r\nx-hop: 1\r\nx-end: 2\r\n\r\n")).await;
+    let mut app = world.app().await;
+    let seen = app.head().await;
+    assert_eq!(seen, format!("{line} HTTP/1.1\r\nhost: svc\r\nx-end: 2\r\n\r\n"));
+    app.write(
+        "HTTP/1.1 404 Gone Fishing\r\ncontent-length: 2\r\nlca-refusal: unknown\r\nlca-x: y\r\n\
+         connection: x-hop\r\nx-hop: 1\r\nx-end: 2\r\ndate: now\r\n\r\nno",
+    )
+    .await;
+    let answer = peer.head().await;
+    assert!(answer.starts_with("HTTP/1.1 404 Gone Fishing\r\n"), "{answer}");
+    assert!(answer.contains("lca-load: in-flight=1, limit=1, queue-us=0, app-us="), "{answer}");
+    assert!(answer.contains("x-end: 2") && answer.contains("content-length: 2"), "{answer}");
+    assert!(!answer.contains("x-hop") && !answer.contains("lca-refusal"), "{answer}");
+    assert!(!answer.contains("lca-x"), "{answer}");
+    peer.read_to("no").await;
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_the_application_sees_nothing() {
+    let world = World::new().await;
+    let mut peer = world.peer();
+    let ask = async |peer: &mut Wire<DuplexStream>, text: String| {
+        peer.write(&text).await;
+        peer.head().await
+    };
+    assert!(ask(&mut peer, world.get()).await.contains("lca-refusal: unknown"));
+    let registration = world.register();
+    let other = world.get().replace("0707", "0808");
+    assert!(ask(&mut peer, other).await.contains("lca-refusal: unknown"));
+    let nameless = "GET /x HTTP/1.1\r\nhost: svc\r\n\r\n".to_owned();
+    assert!(ask(&mut peer, nameless).await.contains("lca-refusal: unknown"));
+
+    let mut first = world.peer();
+    first.write(&world.get()).await;
+    let mut app = world.app().await;
+    app.head().await;
+    let refused = ask(&mut peer, world.get()).await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.contains("lca-refusal: overloaded"), "{refused}");
+    assert!(refused.contains("lca-load: in-flight=1, limit=1"), "{refused}");
+
+    registration.drain();
+    assert!(ask(&mut peer, world.get()).await.contains("lca-refusal: draining"));
+    app.write("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(first.head().await.starts_with("HTTP/1.1 204"), "an open request goes on");
+    timeout(SOON, registration.drained()).await.expect("nothing is open");
+    assert!(timeout(Duration::ZERO, world.app.accept()).await.is_err(), "one connection in all");
+}
+
+#[tokio::test]
+async fn an_application_that_does_not_listen_saw_nothing() {
+    let mut world = World::new().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.local.address = free.local_addr().unwrap();
+    drop(free);
+    let _registration = world.register();
+    let mut peer = world.peer();
+    peer.write(&world.get()).await;
+    let answer = peer.head().await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("lca-refusal: unknown"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_application_that_answers_nothing_sensible_is_our_502() {
+    for (script, word) in [
+        ("", "silent"),
+        ("hello?\r\n\r\n", "garbled"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx", "garbled"),
+        ("HTTP/1.1 200 OK\r\nx: a\rset-cookie: b\r\n\r\n", "garbled"),
+    ] {
+        let world = World::new().await;
+        let registration = world.register();
+        let mut peer = world.peer();
+        peer.write(&world.get()).await;
+        let mut app = world.app().await;
+        app.head().await;
+        app.write(script).await;
+        app.0.shutdown().await.unwrap();
+        let answer = peer.head().await;
+        assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+        assert!(answer.contains(&format!("lca-failure: {word}")), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        peer.read_to("\"urn:lca:error:bad-gateway\"}\n").await;
+        app.rest().await;
+        assert_eq!(registration.load().in_flight, 0);
+    }
+}
+
+#[tokio::test]
+async fn both_bodies_flow_while_neither_is_over() {
+    let world = World::new().await;
+    let registration = world.register();
+    let mut peer = world.peer();
+    peer.write(&(world.head("POST /x") + "transfer-encoding: chunked\r\n\r\n1\r\na\r\n")).await;
+    let mut app = world.app().await;
+    app.read_to("\r\n\r\n1\r\na\r\n").await;
+    app.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb\r\n").await;
+    peer.read_to("\r\n\r\n1\r\nb\r\n").await;
+    peer.write("1\r\nc\r\n").await;
+    app.read_to("1\r\nc\r\n").await;
+    peer.write("0\r\n\r\n").await;
+    app.read_to("0\r\n\r\n").await;
+    assert_eq!(registration.load().in_flight, 1, "open until its answer has ended");
+    app.write("0\r\n\r\n").await;
+    peer.read_to("0\r\n\r\n").await;
+    timeout(SOON, registration.drained()).await.expect("over with the answer's body");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
+    let world = World::new().await;
+    let _registration = world.register();
+    let mut peer = world.peer();
+    peer.write(&world.get()).await;
+    let mut app = world.app().await;
+    app.head().await;
+    app.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+    peer.read_to("half\r\n").await;
+    drop(app);
+    assert_eq!(peer.rest().await, "");
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_away_takes_the_applications_connection_with_it() {
+    let world = World::new().await;
+    let registration = world.register();
+    for request in ["POST /x", "GET /x"] {
+        let mut peer = world.peer();
+        let length = if request.starts_with('P') { "content-length: 9\r\n" } else { "" };
+        peer.write(&(world.head(request) + length + "\r\n")).await;
+        let mut app = world.app().await;
+        app.head().await;
+        drop(peer);
+        app.rest().await;
+        timeout(SOON, registration.drained()).await.expect("over with its peer");
+    }
+}
+
+#[tokio::test]
+async fn a_gone_instance_cuts_off_even_a_reader_that_does_not_read() {
+    let world = World::new().await;
+    let registration = world.register();
+    let mut peer = world.peer();
+    peer.write(&world.get()).await;
+    let mut app = world.app().await;
+    app.head().await;
+    app.write("HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n").await;
+    let flood = tokio::spawn(async move { while app.0.write_all(&[b'x'; 4096]).await.is_ok() {} });
+    peer.head().await;
+    drop(registration);
+    timeout(SOON, flood).await.expect("the application's connection is closed").unwrap();
+    assert!(peer.rest().await.len() < 10_000_000);
+}
+
+#[tokio::test]
+async fn a_request_with_two_ends_is_not_passed_on() {
+    let world = World::new().await;
+    let _registration = world.register();
+    for framing in ["transfer-encoding: gzip, chunked", "transfer-encoding: chunked, chunked"] {
+        let mut peer = world.peer();
+        peer.write(&(world.head("POST /x") + framing + "\r\n\r\n0\r\n\r\n")).await;
+        assert!(peer.head().await.starts_with("HTTP/1.1 400"), "{framing}");
+    }
+    assert!(timeout(Duration::ZERO, world.app.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_idle_connection_to_the_application_is_used_again() {
+    let world = World::new().await;
+    let registration = world.register();
+    let address: SocketAddr = world.local.address;
+    let mut peer = world.peer();
+    let mut app = None;
+    for _ in 0..3 {
+        peer.write(&world.get()).await;
+        if app.is_none() {
+            app = Some(world.app().await);
+        }
+        let app = app.as_mut().unwrap();
+        app.head().await;
+        app.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        peer.read_to("\r\n\r\nok").await;
+        timeout(SOON, registration.drained()).await.unwrap();
+        let key = (world.local.instance, address);
+        let back = async || world.ingress.shared.pool.idle(&key) > 0;
+        eventually("the connection to come back", back).await;
+    }
+}

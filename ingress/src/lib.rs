@@ -1,0 +1,142 @@
+//! The side of the data plane where instances are: takes requests from other peers
+//! and hands each to the instance it names, here on this machine.
+//!
+//! Whoever runs instances [`register`](Ingress::register)s them; the mesh listener
+//! gives every `lca-h1` connection to [`ServeHttp`]. One invariant, on which culling
+//! and scaling stand: all traffic of an instance passes here, and a request counts as
+//! open until its answer's body has ended or been dropped.
+
+mod forward;
+mod instance;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use lca::{Error, InstanceId, Kind, PeerId, Result};
+use lca_node::{
+    h1,
+    mesh::{ServeHttp, Stream},
+};
+use tokio::net::TcpStream;
+
+use instance::Instance;
+pub use instance::{Local, Registration};
+
+/// How long ingress waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// For an unused connection of a peer, and for the head of a request on it. Longer
+    /// than fronts keep unused connections, so that they are the ones to close.
+    pub keep_alive: Duration,
+    /// Towards the instances.
+    pub instances: h1::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(90),
+            instances: h1::Config {
+                // It is on this machine: it accepts at once or its queue is full.
+                connect: Duration::from_secs(3),
+                // The front's own limit is the one people feel. This one ends requests
+                // of a front that vanished without a word.
+                head: Duration::from_secs(300),
+                stall: Duration::from_secs(60),
+                // Less than the 5 s of Node.js, the shortest default in common use.
+                keep: Duration::from_secs(4),
+                // A burst's worth; each costs a descriptor on both sides.
+                max_idle: 64,
+            },
+        }
+    }
+}
+
+/// The ingress of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Ingress {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Config,
+    instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+    pool: h1::Pool<Loopback>,
+}
+
+impl Ingress {
+    /// One that knows no instance yet.
+    pub fn new(config: Config) -> Self {
+        let pool = h1::Pool::new(Loopback, config.instances);
+        Self { shared: Arc::new(Shared { config, instances: Mutex::default(), pool }) }
+    }
+
+    /// Makes an instance reachable for as long as the registration is held.
+    pub fn register(&self, local: Local) -> Registration {
+        let instance = Arc::new(Instance::new(local));
+        self.shared.lock().insert(local.instance, instance.clone());
+        Registration::new(self.shared.clone(), instance)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Arc<Instance>>> {
+        // Nothing panics while holding it.
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn instance(&self, id: InstanceId) -> Option<Arc<Instance>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn forget(&self, id: InstanceId) {
+        self.lock().remove(&id);
+    }
+}
+
+impl fmt::Debug for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ingress")
+            .field("config", &self.shared.config)
+            .field("instances", &self.shared.lock().len())
+            .finish()
+    }
+}
+
+impl ServeHttp for Ingress {
+    fn serve(self: Arc<Self>, stream: Stream, from: PeerId) -> BoxFuture<'static, ()> {
+        Box::pin(forward::serve(self.shared.clone(), stream, from))
+    }
+}
+
+/// Connects to instances on this machine.
+#[derive(Debug)]
+struct Loopback;
+
+impl h1::Dial for Loopback {
+    type To = Local;
+    // Not the address alone: its port may be another instance's tomorrow.
+    type Key = (InstanceId, SocketAddr);
+    type Io = TcpStream;
+
+    fn key(&self, to: &Local) -> Self::Key {
+        (to.instance, to.address)
+    }
+
+    async fn dial(&self, to: &Local) -> Result<TcpStream> {
+        let connected = async {
+            let stream = TcpStream::connect(to.address).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        connected.await.map_err(|error| {
+            Error::new(Kind::Unavailable, "the instance does not accept connections").because(error)
+        })
+    }
+}
