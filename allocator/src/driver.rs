@@ -1,0 +1,211 @@
+//! The seam between policy (what to start, how long to wait, when to give up) and
+//! mechanism (a process, one day a container engine).
+//!
+//! The supervisor calls this. Whether an instance is *ready* is the supervisor's to
+//! find out; a driver only knows whether it runs. Policy is tested against
+//! `fake`; every driver passes the same `suite`.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use lca::{Error, InstanceId, Kind, Result, ServiceName};
+
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod process;
+#[cfg(test)]
+pub(crate) mod suite;
+
+/// What is started, with everything filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Under which the instance is known from now on.
+    pub id: InstanceId,
+    /// What it is a copy of.
+    pub service: ServiceName,
+    /// The immutable artifact.
+    pub program: PathBuf,
+    /// Its arguments, after the program's name.
+    pub arguments: Vec<String>,
+    /// Its whole environment, apart from `PATH` and `LANG`, which the driver adds.
+    pub environment: BTreeMap<String, String>,
+    /// The port on 127.0.0.1 it was told to listen on.
+    pub port: u16,
+}
+
+/// What a driver says of an instance that has just been started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Its process id on this machine; 0 where the driver has none.
+    pub pid: u32,
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// While nobody watched.
+    Unwatched,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(signal) => match signal_name(*signal) {
+                Some(name) => write!(f, "killed by signal {signal} ({name})"),
+                None => write!(f, "killed by signal {signal}"),
+            },
+            Self::Unwatched => f.write_str("ended while nobody watched"),
+        }
+    }
+}
+
+/// The signals programs die of, by the numbers Linux gives them everywhere we run.
+const fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}
+
+/// What a running instance uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+    /// Processor time since its start.
+    pub cpu: Duration,
+}
+
+/// Where reading an instance's output begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// At the oldest byte that is kept.
+    Oldest,
+    /// So many lines before the end.
+    LastLines(u32),
+    /// At most so many bytes before the end.
+    LastBytes(u64),
+}
+
+/// What an instance wrote, standard output and error in order, in pieces of at most
+/// [`MAX_CHUNK`] bytes. Dropping it ends the reading.
+pub type Output = BoxStream<'static, Result<Bytes>>;
+
+/// The variable of an instance's environment that holds its id. By it a driver knows what
+/// an instance has left behind.
+pub(crate) const INSTANCE_ENV: &str = "LCA_INSTANCE_ID";
+
+/// Largest piece of an [`Output`]: what `LogChunk` may carry.
+pub const MAX_CHUNK: usize = 64 << 10;
+
+/// Runs instances. Never blocks the runtime.
+///
+/// Calls about an instance that is not held fail with
+/// [`Kind::NotFound`]. An instance is held from a successful
+/// [`start`](Self::start) to [`forget`](Self::forget).
+#[async_trait]
+pub trait Driver: fmt::Debug + Send + Sync + 'static {
+    /// The word for it in `Describe` and `Instance.driver`.
+    fn name(&self) -> &'static str;
+
+    /// Starts one instance and returns as soon as it runs, ready or not.
+    ///
+    /// Cancel safe: if the future is dropped, no instance is left behind.
+    ///
+    /// # Errors
+    /// [`Kind::StartFailed`] with the reason if it cannot be
+    /// executed; nothing of it is left then.
+    async fn start(&self, launch: Launch) -> Result<Started>;
+
+    /// Resolves when the instance has ended, for whatever reason, with everything that
+    /// belongs to it. Resolves at once if it had ended before. Cancel safe.
+    ///
+    /// # Errors
+    /// If the instance is not held.
+    async fn wait(&self, id: InstanceId) -> Result<Exit>;
+
+    /// Whether it runs at this very moment. False for what is not held.
+    fn is_running(&self, id: InstanceId) -> bool;
+
+    /// Asks the instance to end, forces it after `grace`, and returns how it ended.
+    /// Stopping one that has ended is no error. Cancel safe: what has been sent stays
+    /// sent, and a second call with a shorter grace shortens the first.
+    ///
+    /// # Errors
+    /// If the instance is not held.
+    async fn stop(&self, id: InstanceId, grace: Duration) -> Result<Exit>;
+
+    /// What it uses now; zeros once it has ended.
+    ///
+    /// # Errors
+    /// If the instance is not held.
+    async fn stats(&self, id: InstanceId) -> Result<Stats>;
+
+    /// Its output. With `follow` the stream goes on until the instance has ended and
+    /// everything it wrote has been read; else it ends at the present end.
+    ///
+    /// # Errors
+    /// If the instance is not held.
+    async fn logs(&self, id: InstanceId, from: Begin, follow: bool) -> Result<Output>;
+
+    /// Removes everything an ended instance left, its output included. Unknown and
+    /// running ones are left alone.
+    async fn forget(&self, id: InstanceId);
+
+    /// Ends everything that runs by force, and starts nothing any more: for whoever
+    /// drops a driver without having waited for its instances. Needs no runtime; blocks
+    /// for milliseconds if something runs.
+    fn kill_all(&self);
+}
+
+/// What a driver answers that was told to kill all.
+fn killed() -> Error {
+    Error::new(Kind::Unavailable, "this allocator was stopped by force")
+}
+
+/// The last lines an instance wrote, at most `lines` of them and 4 KiB in all; fewer
+/// where they cannot be read.
+pub(crate) async fn last_lines(driver: &dyn Driver, id: InstanceId, lines: usize) -> Vec<String> {
+    use futures::TryStreamExt as _;
+    /// What ten lines of a stack trace need, and what fits an error's details.
+    const LAST: u64 = 4 << 10;
+    let Ok(output) = driver.logs(id, Begin::LastBytes(LAST), false).await else {
+        return Vec::new();
+    };
+    let bytes: Vec<Bytes> = output.try_collect().await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes.concat()).into_owned();
+    let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_reads_as_a_sentence() {
+        assert_eq!(Exit::Code(3).to_string(), "exited with code 3");
+        assert_eq!(Exit::Signal(9).to_string(), "killed by signal 9 (SIGKILL)");
+        assert_eq!(Exit::Signal(63).to_string(), "killed by signal 63");
+    }
+}

@@ -1,0 +1,297 @@
+//! Runs instances as processes of this user, with no engine and no helper process.
+//!
+//! Each instance is a process group with a working folder of its own, an environment
+//! that holds what it was told and nothing of ours, and output that goes straight to a
+//! file. It lives on if we crash. Whatever it leaves in its group is killed with it.
+//!
+//! ```text
+//! DIR/.lock              held while a driver uses DIR
+//! DIR/<instance id>/     0700, until the instance is forgotten
+//!     output.log         what it writes, rotated to output.log.1
+//!     work/              its working folder, until it has ended
+//! ```
+//!
+//! The invariant: a signal is sent to a group only while its leader has not been
+//! reaped, so never to a stranger that got the same number.
+
+mod output;
+mod spawn;
+mod sweep;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use lca::{Error, InstanceId, Kind, Result};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
+use tokio::time::{sleep, timeout};
+
+use self::{
+    spawn::Prepared,
+    watch::{Held, Life},
+};
+use super::{Begin, Driver, Exit, Launch, Output, Started, Stats, killed};
+
+/// Executing a file fails with ETXTBSY while a child that was forked meanwhile by
+/// another thread still holds our descriptor that wrote it; that child execs within
+/// milliseconds.
+const BUSY_WAIT: Duration = Duration::from_millis(2);
+/// How long to go on with that.
+const BUSY_TRIES: u32 = 250;
+/// How long a forced end waits for what got SIGKILL, which is gone within milliseconds
+/// unless the disk hangs.
+const KILLED_WITHIN: Duration = Duration::from_millis(200);
+/// How often it looks.
+const KILLED_LOOK: Duration = Duration::from_millis(1);
+/// How often a follower looks for more output: at a person's pace.
+const FOLLOW: Duration = Duration::from_millis(100);
+
+/// The process driver. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Process {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    books: Mutex<Books>,
+    /// Released by the kernel however we end.
+    _lock: fs::File,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    held: HashMap<InstanceId, Arc<Held>>,
+    /// Nothing is started any more.
+    killed: bool,
+}
+
+impl Process {
+    /// Uses `dir`, made if missing, for the instances' folders. What a crashed
+    /// predecessor left running there is killed and removed. Blocks.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] if another allocator uses the folder,
+    /// [`Kind::FailedPrecondition`] if it cannot be used.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let failed = |error: io::Error| {
+            Error::new(Kind::FailedPrecondition, format!("cannot use {}", dir.display()))
+                .because(error)
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let dir = dir.canonicalize().map_err(failed)?;
+        let lock = fs::File::create(dir.join(".lock")).map_err(failed)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            Error::new(Kind::Conflict, format!("another allocator uses {}", dir.display()))
+                .because(io::Error::from(error))
+        })?;
+        let left = fs::read_dir(&dir).map_err(failed)?.flatten();
+        let left: HashMap<InstanceId, PathBuf> = left
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+            .collect();
+        if !left.is_empty() {
+            let killed = sweep::kill_strays(|id| left.contains_key(&id));
+            tracing::warn!(folders = left.len(), killed, "cleared what an earlier run left");
+        }
+        for folder in left.values() {
+            fs::remove_dir_all(folder).map_err(failed)?;
+        }
+        Ok(Self { inner: Arc::new(Inner { dir, books: Mutex::default(), _lock: lock }) })
+    }
+
+    fn held(&self, id: InstanceId) -> Result<Arc<Held>> {
+        let held = self.inner.lock().held.get(&id).cloned();
+        held.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("there is no process of instance {}", id.short()))
+        })
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // Nothing panics while holding it.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Driver for Process {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    async fn start(&self, launch: Launch) -> Result<Started> {
+        let (id, service) = (launch.id, launch.service.clone());
+        let failed = |error: io::Error| {
+            let reason = format!("{service} cannot be executed: {}", sentence(&error));
+            Error::new(Kind::StartFailed, reason).because(error)
+        };
+        let home = self.inner.dir.join(id.to_string());
+        let mut attempt = blocking(move || {
+            let mut prepared = Prepared::new(home, &launch)?;
+            let newborn = prepared.spawn();
+            Ok((prepared, newborn))
+        })
+        .await
+        .map_err(failed)?;
+        let mut tries = 0;
+        let (prepared, newborn) = loop {
+            let mut prepared = match attempt {
+                // Nothing is awaited from here to the end: nobody can drop us between.
+                (prepared, Ok(newborn)) => break (prepared, newborn),
+                (prepared, Err(error))
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
+                {
+                    prepared
+                }
+                (_, Err(error)) => return Err(failed(error)),
+            };
+            tries += 1;
+            sleep(BUSY_WAIT).await;
+            attempt = blocking(move || {
+                let newborn = prepared.spawn();
+                Ok((prepared, newborn))
+            })
+            .await
+            .map_err(failed)?;
+        };
+        let mut books = self.inner.lock();
+        if books.killed {
+            return Err(killed()); // and so is the newborn
+        }
+        let child = newborn.keep();
+        let pid = child.id();
+        let held = watch::take_charge(id, child, prepared.home.keep(), prepared.output);
+        books.held.insert(id, held);
+        Ok(Started { pid })
+    }
+
+    async fn wait(&self, id: InstanceId) -> Result<Exit> {
+        Ok(self.held(id)?.exited().await)
+    }
+
+    fn is_running(&self, id: InstanceId) -> bool {
+        self.held(id).is_ok_and(|held| held.is_running())
+    }
+
+    async fn stop(&self, id: InstanceId, grace: Duration) -> Result<Exit> {
+        let held = self.held(id)?;
+        held.signal(Signal::TERM);
+        if let Ok(exit) = timeout(grace, held.gone()).await {
+            return Ok(exit);
+        }
+        held.signal(Signal::KILL);
+        Ok(held.gone().await)
+    }
+
+    async fn stats(&self, id: InstanceId) -> Result<Stats> {
+        let held = self.held(id)?;
+        Ok(blocking(move || held.stats()).await.unwrap_or_default())
+    }
+
+    async fn logs(&self, id: InstanceId, from: Begin, follow: bool) -> Result<Output> {
+        let held = self.held(id)?;
+        let reader = held.clone();
+        let begin = blocking(move || reader.output.begin(from)).await.map_err(unreadable)?;
+        let follow = follow.then(|| held.life());
+        Ok(stream::unfold(Some((held, begin, follow)), read_next).boxed())
+    }
+
+    async fn forget(&self, id: InstanceId) {
+        let ended = self.held(id).is_ok_and(|held| held.is_gone());
+        let Some(held) = ended.then(|| self.inner.lock().held.remove(&id)).flatten() else {
+            return;
+        };
+        let removed = blocking(move || fs::remove_dir_all(&held.home)).await;
+        if let Err(error) = removed {
+            tracing::warn!(instance = %id, %error, "the folder of an instance stays");
+        }
+    }
+
+    fn kill_all(&self) {
+        let left: HashMap<InstanceId, Arc<Held>> = {
+            let mut books = self.inner.lock();
+            books.killed = true;
+            let left = books.held.iter().filter(|(_, held)| !held.is_gone());
+            left.map(|(id, held)| (*id, held.clone())).collect()
+        };
+        if left.is_empty() {
+            return;
+        }
+        tracing::warn!(instances = left.len(), "killing what runs");
+        left.values().for_each(|held| held.signal(Signal::KILL));
+        sweep::kill_strays(|id| left.contains_key(&id));
+        let deadline = Instant::now() + KILLED_WITHIN;
+        while left.values().any(|held| held.is_running()) && Instant::now() < deadline {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "dropping cannot await; bounded by KILLED_WITHIN"
+            )]
+            std::thread::sleep(KILLED_LOOK);
+        }
+    }
+}
+
+type Reading = (Arc<Held>, u64, Option<tokio::sync::watch::Receiver<Life>>);
+
+/// The next piece of an output, and where to go on.
+async fn read_next(reading: Option<Reading>) -> Option<(Result<Bytes>, Option<Reading>)> {
+    let (held, position, follow) = reading?;
+    loop {
+        // Looked at before the read: what was written before the end is then read.
+        let ended = follow.as_ref().is_none_or(|life| matches!(*life.borrow(), Life::Gone(_)));
+        let reader = held.clone();
+        match blocking(move || reader.output.read(position)).await {
+            Ok((bytes, _)) if bytes.is_empty() && ended => return None,
+            Ok((bytes, _)) if bytes.is_empty() => sleep_or_end(follow.clone()).await,
+            Ok((bytes, next)) => return Some((Ok(bytes.into()), Some((held, next, follow)))),
+            Err(error) => return Some((Err(unreadable(error)), None)),
+        }
+    }
+}
+
+async fn sleep_or_end(follow: Option<tokio::sync::watch::Receiver<Life>>) {
+    let Some(mut life) = follow else { return };
+    let gone = life.wait_for(|life| matches!(life, Life::Gone(_)));
+    drop(timeout(FOLLOW, gone).await);
+}
+
+fn unreadable(error: io::Error) -> Error {
+    Error::new(Kind::Internal, "the output of the instance cannot be read").because(error)
+}
+
+/// Runs what blocks on the disk off the runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Why a program cannot be executed, for people who do not know errno.
+fn sentence(error: &io::Error) -> String {
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::NOEXEC) => {
+            "it is neither a program for this machine nor a script that names its interpreter"
+                .into()
+        }
+        Some(rustix::io::Errno::NOENT) => "it, or the interpreter it names, does not exist".into(),
+        Some(rustix::io::Errno::ACCESS) => "permission denied".into(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Makes a process out of a [`Launch`]: the folder, the output file, the command, and
+//! the guards that undo each of them until somebody takes charge.
+//!
+//! Nothing here uses a hook between fork and exec, so the standard library can take
+//! the fast way (`posix_spawn`), which does not copy our page tables.
+
+use std::{
+    fs, io,
+    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::output::Output;
+use crate::driver::Launch;
+
+/// Where programs are looked for by instances, if we have no `PATH` ourselves.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The folder of one instance. Dropping it removes it with everything in it.
+#[derive(Debug)]
+pub(super) struct Home(Option<PathBuf>);
+
+impl Home {
+    fn create(dir: PathBuf) -> io::Result<Self> {
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700).create(&dir)?;
+        let home = Self(Some(dir));
+        builder.create(home.work())?;
+        Ok(home)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The program's working folder.
+    fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    /// The folder, no longer guarded.
+    pub(super) fn keep(mut self) -> PathBuf {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            let _gone_already = fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// A process that nobody takes charge of yet. Dropping it kills its group.
+#[derive(Debug)]
+pub(super) struct Newborn(Option<Child>);
+
+impl Newborn {
+    /// The process, no longer guarded.
+    pub(super) fn keep(mut self) -> Child {
+        self.0.take().expect("taken only here, and self is gone then")
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
+                let _gone_already = kill_process_group(group, Signal::KILL);
+            }
+            // What got SIGKILL ends at once; waiting reaps it.
+            let _reaped = child.wait();
+        }
+    }
+}
+
+/// Everything a process needs, ready to be spawned as often as it takes.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    command: Command,
+    pub(super) output: Output,
+    pub(super) home: Home,
+}
+
+impl Prepared {
+    /// Makes the folder and the command. Blocks on the disk.
+    pub(super) fn new(home: PathBuf, launch: &Launch) -> io::Result<Self> {
+        let home = Home::create(home)?;
+        let (output, file) = Output::create(home.path())?;
+        let mut command = Command::new(&launch.program);
+        command
+            .args(&launch.arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
+            .envs(std::env::var_os("LANG").map(|lang| ("LANG", lang)))
+            .envs(&launch.environment)
+            .current_dir(home.work())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        Ok(Self { command, output, home })
+    }
+
+    /// Blocks until the program has been executed, or could not be.
+    pub(super) fn spawn(&mut self) -> io::Result<Newborn> {
+        Ok(Newborn(Some(self.command.spawn()?)))
+    }
+}

@@ -1,0 +1,270 @@
+//! Processes that fork, escape, refuse to end and flood, each a shell script.
+
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+
+use futures::TryStreamExt as _;
+use lca::testing::eventually;
+use tempfile::TempDir;
+
+use super::*;
+use crate::driver::suite::{self, Program};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Bench {
+    dir: TempDir,
+    driver: Process,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Process::open(&dir.path().join("instances")).unwrap();
+        Self { dir, driver }
+    }
+
+    /// A program that is this shell script.
+    fn script(&self, text: &str) -> Launch {
+        let id = InstanceId::random();
+        let program = self.dir.path().join(id.to_string());
+        fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o555)).unwrap();
+        Launch {
+            id,
+            service: "script".parse().unwrap(),
+            program,
+            arguments: Vec::new(),
+            environment: BTreeMap::from([("LCA_INSTANCE_ID".into(), id.to_string())]),
+            port: 1,
+        }
+    }
+
+    async fn output(&self, id: InstanceId) -> String {
+        let output = self.driver.logs(id, Begin::Oldest, true).await.unwrap();
+        let pieces: Vec<_> = output.try_collect().await.unwrap();
+        String::from_utf8_lossy(&pieces.concat()).into_owned()
+    }
+
+    /// Waits for a line the script writes and returns what follows `key=` in it.
+    async fn said(&self, id: InstanceId, key: &str) -> String {
+        eventually(&format!("the script to say {key}"), async || {
+            let output = self.driver.logs(id, Begin::Oldest, false).await.unwrap();
+            let pieces: Vec<_> = output.try_collect().await.unwrap();
+            let text = String::from_utf8_lossy(&pieces.concat()).into_owned();
+            let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            let line = whole.filter_map(|line| line.strip_prefix(&format!("{key}="))).next();
+            line.map(str::to_owned)
+        })
+        .await
+    }
+}
+
+/// Whether a process runs; a zombie does not.
+fn runs(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// Whether we have this descriptor open in a way that every child gets it.
+fn was_inherited(number: &str) -> bool {
+    const CLOEXEC: u32 = 0o2000000;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+        .is_some_and(|f| f & CLOEXEC == 0)
+}
+
+#[tokio::test]
+async fn processes_pass_the_suite() {
+    let bench = Bench::new();
+    let write = "printf 'first\\nsecond\\nthird\\n'";
+    suite::passes(&bench.driver, |program| match program {
+        Program::Runs => bench.script(&format!("{write}; exec sleep 1000")),
+        Program::IgnoresTerm => {
+            bench.script(&format!("trap '' TERM; {write}; while :; do sleep 1000; done"))
+        }
+        Program::Ends(Exit::Code(code)) => bench.script(&format!("{write}; exit {code}")),
+        Program::Ends(_) => bench.script(&format!("{write}; kill -9 $$")),
+        Program::CannotRun => {
+            let launch = bench.script("");
+            fs::remove_file(&launch.program).unwrap();
+            launch
+        }
+    })
+    .await;
+    eventually("the folders to be gone", async || {
+        let left = fs::read_dir(bench.dir.path().join("instances")).unwrap().flatten();
+        (left.count() == 1).then_some(()) // the lock
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_executed_is_said_so() {
+    let bench = Bench::new();
+    let garbage = bench.script("");
+    fs::set_permissions(&garbage.program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&garbage.program, [0u8; 64]).unwrap();
+    let error = bench.driver.start(garbage).await.unwrap_err();
+    assert!(error.public().contains("neither a program"), "{error}");
+
+    let locked = bench.script("");
+    fs::set_permissions(&locked.program, fs::Permissions::from_mode(0o444)).unwrap();
+    let error = bench.driver.start(locked).await.unwrap_err();
+    assert!(error.public().contains("permission denied"), "{error}");
+}
+
+#[tokio::test]
+async fn an_instance_gets_nothing_of_ours() {
+    let bench = Bench::new();
+    let mut launch = bench.script("env; pwd; ls -l /proc/self/fd; umask; echo done=1");
+    launch.environment.insert("TOLD".into(), "yes".into());
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    let output = bench.output(id).await;
+    let names: Vec<_> = output.lines().filter_map(|line| line.split_once('=')).collect();
+    for (name, _) in &names {
+        // The shell adds the last ones itself.
+        let expected =
+            ["PATH", "LANG", "TOLD", "LCA_INSTANCE_ID", "PWD", "OLDPWD", "SHLVL", "_", "done"];
+        assert!(expected.contains(name), "{name} came along: {output}");
+    }
+    assert!(output.contains(&format!("{id}/work\n")), "{output}");
+    let descriptors = output.lines().filter_map(|line| line.split_once(" -> "));
+    let numbers = descriptors.filter_map(|(before, _)| before.rsplit(' ').next());
+    // 0, 1, 2, and the folder that `ls` reads. What whoever started this test left open
+    // for all its children was never ours to close.
+    let strangers: Vec<_> = numbers
+        .filter(|number| !["0", "1", "2", "3"].contains(number) && !was_inherited(number))
+        .collect();
+    assert!(strangers.is_empty(), "{strangers:?} came along: {output}");
+}
+
+#[tokio::test]
+async fn a_group_dies_with_its_leader() {
+    let bench = Bench::new();
+    let launch = bench.script("sleep 1000 & echo child=$!; wait");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    let child = bench.said(id, "child").await;
+    assert!(runs(&child));
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+    assert!(!runs(&child), "a child outlived its group's leader");
+
+    // Also when the leader ends by itself and the child ignores being asked.
+    let launch = bench.script("(trap '' TERM HUP; exec sleep 1000) & echo child=$!; exit 0");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    assert_eq!(bench.driver.wait(id).await.unwrap(), Exit::Code(0));
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+    let child = bench.said(id, "child").await;
+    assert!(!runs(&child), "a child outlived its group's leader");
+}
+
+#[tokio::test]
+async fn a_child_that_left_the_group_is_found() {
+    let bench = Bench::new();
+    let launch = bench.script("setsid sh -c 'echo child=$$; exec sleep 1000' & sleep 1000");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    let child = bench.said(id, "child").await;
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+    eventually("the child to be gone", async || (!runs(&child)).then_some(())).await;
+}
+
+#[test]
+fn a_forced_end_kills_groups_and_whoever_left_them() {
+    let bench = Bench::new();
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let stray = "setsid sh -c 'trap \"\" TERM; echo stray=$$; sleep 1000' &";
+    let launch = bench.script(&format!("{stray} trap '' TERM; sleep 1000 & echo child=$!; wait"));
+    let id = launch.id;
+    let pids = runtime().block_on(async {
+        bench.driver.start(launch).await.unwrap();
+        [bench.said(id, "stray").await, bench.said(id, "child").await]
+    });
+    // The runtime is gone, and with it whoever would clear up after the leader's end.
+    assert!(pids.iter().all(|pid| runs(pid)));
+    bench.driver.kill_all();
+    let gone = async || !pids.iter().any(|pid| runs(pid));
+    runtime().block_on(eventually("everything to be gone", gone));
+}
+
+#[tokio::test]
+async fn a_flood_is_bounded_while_the_instance_runs() {
+    const FLOOD: u64 = 5 * watch::ROTATE_AT;
+    let bench = Bench::new();
+    let launch =
+        bench.script(&format!("head -c {FLOOD} /dev/zero; echo flooded=1; exec sleep 1000"));
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    let home = bench.dir.path().join("instances").join(id.to_string());
+    let size = |name: &str| fs::metadata(home.join(name)).map_or(0, |found| found.len());
+    eventually("the output to be rotated", async || {
+        let kept = (size("output.log"), size("output.log.1"));
+        let bounded = kept.0 <= watch::ROTATE_AT && kept.1 == watch::ROTATE_AT;
+        if bounded { Ok(()) } else { Err(kept) }
+    })
+    .await;
+    assert!(bench.driver.is_running(id));
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn long_lines_and_binary_output_stall_nobody() {
+    let bench = Bench::new();
+    let launch = bench.script("head -c 10000000 /dev/zero; echo; echo end=1");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    assert_eq!(bench.driver.wait(id).await.unwrap(), Exit::Code(0));
+    assert_eq!(crate::driver::last_lines(&bench.driver, id, 1).await, ["end=1"]);
+    let output = bench.driver.logs(id, Begin::LastLines(1), false).await.unwrap();
+    let pieces: Vec<_> = output.try_collect().await.unwrap();
+    assert_eq!(pieces.concat(), b"end=1\n");
+}
+
+#[tokio::test]
+async fn a_program_that_closes_its_output_goes_on() {
+    let bench = Bench::new();
+    let launch = bench.script("exec >&- 2>&-; sleep 0.01; exit 7");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    assert_eq!(bench.driver.wait(id).await.unwrap(), Exit::Code(7));
+}
+
+#[tokio::test]
+async fn a_file_still_open_for_writing_is_tried_again() {
+    let bench = Bench::new();
+    let launch = bench.script("exit 0");
+    let id = launch.id;
+    fs::set_permissions(&launch.program, fs::Permissions::from_mode(0o755)).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&launch.program).unwrap();
+    let starting = bench.driver.start(launch);
+    let close = async {
+        sleep(BUSY_WAIT * 5).await;
+        drop(writer);
+    };
+    let (started, ()) = tokio::join!(starting, close);
+    started.unwrap();
+    assert_eq!(bench.driver.wait(id).await.unwrap(), Exit::Code(0));
+}
+
+#[tokio::test]
+async fn two_drivers_do_not_share_a_folder_and_the_second_run_clears_up() {
+    let bench = Bench::new();
+    let dir = bench.dir.path().join("instances");
+    assert_eq!(Process::open(&dir).unwrap_err().kind(), Kind::Conflict);
+    let launch = bench.script("echo pid=$$; exec sleep 1000");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    let pid = bench.said(id, "pid").await;
+    // As after a crash: whatever we knew is gone, the process is not.
+    let Bench { dir: _kept, driver } = bench;
+    let abandoned = driver.inner.clone();
+    flock(&abandoned._lock, FlockOperation::Unlock).unwrap();
+    assert!(runs(&pid));
+    Process::open(&dir).unwrap();
+    eventually("the process to be gone", async || (!runs(&pid)).then_some(())).await;
+    assert!(!dir.join(id.to_string()).exists());
+}

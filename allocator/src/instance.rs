@@ -1,0 +1,232 @@
+//! The owner of one instance: a task that takes it through [`crate::lifecycle`] from
+//! admission to its end and is the only one who acts on it.
+//!
+//! The start belongs to this task, not to the call that asked for it: a caller that
+//! goes away drops only its own wait. However the task ends, what it held (port, front,
+//! way in) goes with it, and nobody waits for the instance any longer.
+
+mod work;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use lca::{
+    Error, Kind,
+    api::{self, proto},
+};
+use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
+
+use crate::{
+    OpenFront,
+    driver::last_lines,
+    lifecycle::{Action, Event, State, step},
+    outside::Door,
+    port::Port,
+    supervisor::Supervisor,
+    table::{Ask, Entry},
+};
+
+/// Output lines kept of an instance that failed.
+const LAST_LINES: usize = 10;
+/// What got SIGKILL and is still there after this is stuck in the kernel.
+pub(crate) const STUCK: Duration = Duration::from_secs(10);
+
+/// Runs an admitted instance in a task of its own.
+pub(crate) fn run(supervisor: Arc<Supervisor>, entry: Arc<Entry>) {
+    let spawner = supervisor.spawner.clone();
+    let mut owner = Owner {
+        supervisor,
+        entry,
+        state: State::Pending,
+        reason: String::new(),
+        error: None,
+        steps: Vec::new(),
+        program: None,
+        port: None,
+        front: None,
+        door: None,
+    };
+    // Its lines say which request it was started for, and by whom, to its end.
+    spawner.spawn_short(async move { owner.live().await }.in_current_span());
+}
+
+/// An instance, with everything that is undone when it ends.
+struct Owner {
+    supervisor: Arc<Supervisor>,
+    entry: Arc<Entry>,
+    state: State,
+    reason: String,
+    error: Option<Error>,
+    steps: Vec<proto::Step>,
+    program: Option<PathBuf>,
+    port: Option<Port>,
+    front: Option<OpenFront>,
+    door: Option<Arc<dyn Door>>,
+}
+
+impl Owner {
+    async fn live(&mut self) {
+        let mut event = Event::Begun;
+        loop {
+            let (next, actions) = step(self.state, event);
+            for action in actions {
+                self.act(*action).await;
+            }
+            if next.is_ended() {
+                return self.end(next).await;
+            }
+            self.enter(next);
+            event = self.next_event().await;
+        }
+    }
+
+    /// Does what a state is for, and says how it went.
+    async fn next_event(&mut self) -> Event {
+        let entry = self.entry.clone();
+        let event = match self.state {
+            State::Fetching => tokio::select! {
+                biased;
+                () = entry.asked(Ask::Release) => Event::Asked,
+                event = self.fetch() => event,
+            },
+            State::Starting => tokio::select! {
+                biased;
+                () = entry.asked(Ask::Release) => Event::Asked,
+                event = self.start() => event,
+            },
+            State::Ready => self.serve().await,
+            State::Draining => self.drain().await,
+            // Left by `Begun`, or never left.
+            State::Pending | State::Stopped | State::Failed => Event::Begun,
+        };
+        if event == Event::Asked && self.reason.is_empty() {
+            let stopping = *entry.ask.borrow() == Ask::Stop;
+            self.reason = if stopping { "the allocator stops" } else { "released" }.to_owned();
+        }
+        event
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Open => self.open(),
+            Action::Refuse => self.door.iter().for_each(|door| door.drain()),
+            Action::Close => {
+                self.door = None;
+                // Seen at once: nobody joins it while it is cleared away.
+                self.publish();
+            }
+            Action::Terminate => {
+                let entry = self.entry.clone();
+                let timing = &self.supervisor.config.timing;
+                tokio::select! {
+                    () = self.stop(timing.grace) => {}
+                    () = async {
+                        entry.asked(Ask::Stop).await;
+                        self.stop(timing.stop_grace).await;
+                    } => {}
+                }
+            }
+            Action::Kill => self.stop(Duration::ZERO).await,
+        }
+    }
+
+    /// Ends the program. Nothing to do if it never ran.
+    async fn stop(&self, grace: Duration) {
+        let stopping = self.supervisor.driver.stop(self.entry.id, grace);
+        match timeout(grace + STUCK, stopping).await {
+            Ok(Err(error)) if error.kind() != Kind::NotFound => {
+                tracing::warn!(instance = %self.entry.id, error = error.chain(), "cannot stop it");
+            }
+            Ok(_) => {}
+            Err(_) => tracing::error!(instance = %self.entry.id, "it does not even end by SIGKILL"),
+        }
+    }
+
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.publish();
+        let Entry { id, spec, hash, .. } = &*self.entry;
+        match state {
+            State::Ready => {
+                self.supervisor.lock().failures.clear(*hash);
+                let took = self.entry.admitted.elapsed();
+                tracing::info!(service = %spec.name, instance = %id, ?took, "instance ready");
+            }
+            _ => tracing::debug!(service = %spec.name, instance = %id, ?state, "instance"),
+        }
+    }
+
+    /// The end: what it wrote last, what those who wait are told, and its place for
+    /// somebody else.
+    async fn end(&mut self, state: State) {
+        let Self { supervisor, entry, .. } = self;
+        let mut output = Vec::new();
+        if state == State::Failed {
+            output = last_lines(&*supervisor.driver, entry.id, LAST_LINES).await;
+            if let Some(error) = self.error.take() {
+                let error = error.output(output.iter().cloned());
+                let now = Instant::now();
+                self.error = Some(match self.state {
+                    State::Ready => error,
+                    _ => supervisor.lock().failures.record(entry.hash, error, now),
+                });
+            }
+        }
+        let (name, id, reason) = (&entry.spec.name, entry.id, &self.reason);
+        match state {
+            State::Failed => {
+                tracing::warn!(service = %name, instance = %id, reason, "instance failed")
+            }
+            _ => tracing::info!(service = %name, instance = %id, reason, "instance stopped"),
+        }
+        entry.view.send_modify(|view| view.output = output);
+        self.state = state;
+        self.let_go();
+        let forgotten = self.supervisor.lock().table.end(self.entry.id);
+        self.publish();
+        if let Some(forgotten) = forgotten {
+            self.supervisor.driver.forget(forgotten).await;
+        }
+    }
+
+    fn let_go(&mut self) {
+        self.door = None;
+        self.front = None;
+        self.port = None;
+    }
+
+    /// Shows others where it stands.
+    fn publish(&self) {
+        self.entry.view.send_modify(|view| {
+            view.state = self.state;
+            view.reason.clone_from(&self.reason);
+            view.error.clone_from(&self.error);
+            view.steps.clone_from(&self.steps);
+        });
+        self.supervisor.changed.notify_one();
+    }
+
+    fn timed(&mut self, name: &str, since: Instant, detail: &str) {
+        self.steps.push(api::step(name, since, detail));
+    }
+
+    /// Remembers why it cannot go on.
+    fn failed(&mut self, error: Error) -> Event {
+        self.reason = error.public().to_owned();
+        self.error = Some(error);
+        Event::Failed
+    }
+}
+
+impl Drop for Owner {
+    /// The task was killed, or panicked: nobody may wait for it for ever.
+    fn drop(&mut self) {
+        if !self.state.is_ended() {
+            self.let_go();
+            self.state = State::Failed;
+            self.reason = "the allocator lost it".to_owned();
+            self.supervisor.lock().table.end(self.entry.id);
+            self.publish();
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Starts, watches and stops instances, within what this machine can give.
+//!
+//! The daemon builds an [`Allocator`] from a [`Config`] and the parts of its node, and
+//! serves its two gRPC services. Inside, the `supervisor` decides, one owner task per
+//! instance (`instance`) acts, and a [`driver`] runs programs. The
+//! invariant: an instance that is ready is registered at the ingress, and whatever ends
+//! it, the way in is closed before the program is.
+
+mod admission;
+mod announce;
+pub mod driver;
+mod failures;
+mod instance;
+mod lifecycle;
+mod outside;
+mod port;
+mod readiness;
+mod requests;
+mod service;
+mod supervisor;
+mod table;
+mod told;
+
+use std::{any::Any, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use lca::{
+    Error, InstanceId, Kind, Result, ServiceName,
+    api::proto::{allocator_server::AllocatorServer, instances_server::InstancesServer},
+    artifact,
+    discovery::Discovery,
+    shutdown::Spawner,
+    specs::Specs,
+};
+use lca_ingress::Ingress;
+
+pub use admission::Capacity;
+pub use driver::Driver;
+pub use told::Told;
+
+use crate::{
+    outside::{Catalog, Gate, real},
+    supervisor::Supervisor,
+};
+
+/// How an allocator behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Artifacts are kept in `artifacts` in it.
+    pub data_dir: PathBuf,
+    /// What instances may take together.
+    pub capacity: Capacity,
+    /// What instances are told.
+    pub told: Told,
+    /// Starts at the same time; more are refused rather than queued.
+    pub max_starting: usize,
+    /// Deadlines.
+    pub timing: Timing,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// An artifact, from the first byte asked for to the last.
+    pub fetch: Duration,
+    /// What is open when an instance is to end.
+    pub drain: Duration,
+    /// A program, from SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// As `drain`, when the allocator stops.
+    pub stop_drain: Duration,
+    /// As `grace`, when the allocator stops.
+    pub stop_grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            // What managers wait for.
+            fetch: lca::api::MAX_FETCH,
+            // What an ordinary download takes; the idle time-out knows no longer ones.
+            drain: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
+            // Short: Ctrl-C must be over in 5 s, and the rest of the daemon stops after this.
+            stop_drain: Duration::from_millis(1000),
+            stop_grace: Duration::from_millis(1000),
+        }
+    }
+}
+
+impl Timing {
+    /// What an instance that stops may take beyond its deadlines: SIGKILL, and a look
+    /// through `/proc`, on a machine where many stop at once.
+    const MARGIN: Duration = Duration::from_millis(500);
+
+    /// Longest [`Allocator::shutdown`] takes.
+    pub const fn stop_within(&self) -> Duration {
+        self.stop_drain.saturating_add(self.stop_grace).saturating_add(Self::MARGIN)
+    }
+}
+
+impl Config {
+    /// Starts a core may have at the same time: starting is mostly waiting.
+    const STARTS_PER_CORE: usize = 16;
+
+    /// Offers all of this machine. Blocks on small files.
+    pub fn new(data_dir: PathBuf) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        Self {
+            data_dir,
+            capacity: Capacity::of_this_machine(),
+            told: Told::default(),
+            max_starting: cores * Self::STARTS_PER_CORE,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// Gives each instance a front of its own, so that a call it makes is known to be its.
+#[async_trait]
+pub trait Fronts: fmt::Debug + Send + Sync + 'static {
+    /// Opens one on loopback. Cancel safe.
+    ///
+    /// # Errors
+    /// If no port can be bound.
+    async fn open(&self, service: &ServiceName, instance: InstanceId) -> Result<OpenFront>;
+}
+
+/// The front of one instance.
+pub struct OpenFront {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Dropping it closes the front.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for OpenFront {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenFront").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The parts of its node that an allocator works with.
+#[derive(Clone, Debug)]
+pub struct Collaborators {
+    /// Runs the programs.
+    pub driver: Arc<dyn Driver>,
+    /// Knows what a service name means.
+    pub specs: Specs,
+    /// Where instances are announced.
+    pub discovery: Arc<dyn Discovery>,
+    /// Lets requests in.
+    pub ingress: Ingress,
+    /// Gives each instance a front; without it instances cannot call other services.
+    pub fronts: Option<Arc<dyn Fronts>>,
+}
+
+/// The allocator of one machine. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Allocator {
+    supervisor: Arc<Supervisor>,
+}
+
+/// What [`Allocator::build`] takes besides the configuration.
+#[derive(Debug)]
+struct Parts {
+    driver: Arc<dyn Driver>,
+    catalog: Arc<dyn Catalog>,
+    gate: Arc<dyn Gate>,
+    fronts: Option<Arc<dyn Fronts>>,
+    discovery: Arc<dyn Discovery>,
+}
+
+impl Allocator {
+    /// Starts with no instance. It lives until the daemon stops.
+    ///
+    /// # Errors
+    /// If the artifacts' folder cannot be used; nothing is running then.
+    pub async fn start(
+        config: Config,
+        collaborators: Collaborators,
+        spawner: &Spawner,
+    ) -> Result<Self> {
+        let Collaborators { driver, specs, discovery, ingress, fronts } = collaborators;
+        let dir = config.data_dir.join("artifacts");
+        let opened = tokio::task::spawn_blocking(move || artifact::Store::open(&dir)).await;
+        let store = opened.map_err(|error| {
+            Error::new(Kind::Internal, "opening the artifacts was cut short").because(error)
+        })??;
+        let catalog = Arc::new(real::Shelf { specs, store });
+        let parts = Parts { driver, catalog, gate: Arc::new(ingress), fronts, discovery };
+        Ok(Self::build(config, parts, spawner))
+    }
+
+    fn build(config: Config, parts: Parts, spawner: &Spawner) -> Self {
+        let Parts { driver, catalog, gate, fronts, discovery } = parts;
+        let supervisor = Arc::new(Supervisor {
+            config,
+            driver,
+            catalog,
+            gate,
+            fronts,
+            discovery: discovery.clone(),
+            spawner: spawner.clone(),
+            ports: Default::default(),
+            changed: Default::default(),
+            books: Default::default(),
+        });
+        let served = supervisor.clone();
+        spawner.spawn(
+            "announcements",
+            announce::keep(
+                discovery,
+                supervisor.changed.clone(),
+                move || served.lock().table.serving(),
+                spawner.stopping(),
+            ),
+        );
+        let allocator = Self { supervisor };
+        let (last, stopping) = (allocator.clone(), spawner.stopping());
+        spawner.spawn("allocator", async move {
+            stopping.await;
+            last.shutdown().await;
+        });
+        allocator
+    }
+
+    /// Serves `lca.v1.Allocator`.
+    pub fn allocator_server(&self) -> AllocatorServer<Self> {
+        AllocatorServer::new(self.clone())
+    }
+
+    /// Serves `lca.v1.Instances`, for the instances of this allocator.
+    pub fn instances_server(&self) -> InstancesServer<Self> {
+        InstancesServer::new(self.clone())
+    }
+
+    /// Takes no more work and stops every instance, politely, then by force; takes
+    /// [`Timing::stop_within`] at most. Happens by itself when the daemon stops; may be
+    /// called twice.
+    pub async fn shutdown(&self) {
+        self.supervisor.shutdown().await;
+    }
+
+    /// Kills every instance and starts none any more: for whoever cannot wait. Needs no
+    /// runtime; blocks for milliseconds if something runs.
+    pub fn kill_all(&self) {
+        self.supervisor.driver.kill_all();
+    }
+}
+
+#[cfg(test)]
+mod tests;

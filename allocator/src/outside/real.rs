@@ -1,0 +1,62 @@
+//! The real specs, artifacts and ingress behind the seams.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use lca::{Digest, Result, ServiceName, artifact::Store, headers::Load, specs::Specs};
+use lca_ingress::{Ingress, Registration};
+
+use super::{Catalog, Door, Gate, Known, Local};
+
+/// The node's specs, and this allocator's own folder of artifacts.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    pub(crate) specs: Specs,
+    pub(crate) store: Store,
+}
+
+#[async_trait]
+impl Catalog for Shelf {
+    async fn get(&self, name: &ServiceName) -> Result<Known> {
+        let cached = self.specs.get(name).await?;
+        Ok(Known { spec: cached.spec.clone(), hash: cached.hash })
+    }
+
+    async fn refresh(&self, name: &ServiceName) -> Result<Known> {
+        let cached = self.specs.refresh(name).await?;
+        Ok(Known { spec: cached.spec.clone(), hash: cached.hash })
+    }
+
+    async fn fetch(&self, digest: Digest) -> Result<PathBuf> {
+        self.specs.fetch_artifact(digest, &self.store).await
+    }
+
+    fn cached(&self) -> Vec<Digest> {
+        self.store.list()
+    }
+}
+
+impl Gate for Ingress {
+    fn open(&self, local: Local) -> Arc<dyn Door> {
+        Arc::new(self.register(local))
+    }
+}
+
+#[async_trait]
+impl Door for Registration {
+    fn drain(&self) {
+        Registration::drain(self);
+    }
+
+    fn load(&self) -> Load {
+        Registration::load(self)
+    }
+
+    async fn idle_for(&self, time: Duration) {
+        Registration::idle_for(self, time).await;
+    }
+
+    async fn drained(&self) {
+        Registration::drained(self).await;
+    }
+}

@@ -1,0 +1,178 @@
+//! Finds out when a program takes requests, by asking it often and early.
+//!
+//! A start is on somebody's request path, so the first looks are 100 microseconds
+//! apart; they get rarer (by half as much again each time) until they cost a slow
+//! starter nothing. A port that answers proves nothing while our own program is dead:
+//! a stranger may sit on it, so the program's life is checked after each success.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+/// The first pause: a program that is ready at once costs its first request no more.
+const FIRST: Duration = Duration::from_micros(100);
+/// The longest: what a program that needs a second loses at most (2 %).
+const LONGEST: Duration = Duration::from_millis(20);
+/// The runtime's timers are no finer than this; shorter pauses are slept on a thread.
+const TIMER: Duration = Duration::from_millis(2);
+/// A program that accepts and does not answer is asked anew after this long.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Asks one program until it is ready.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    address: SocketAddr,
+    http_path: Option<String>,
+    /// What stood in the way at the last look.
+    obstacle: String,
+}
+
+impl Probe {
+    /// Looks at `address`: until it accepts or, with a path, until GET answers 2xx.
+    pub(crate) fn new(address: SocketAddr, http_path: Option<String>) -> Self {
+        let obstacle = format!("nothing listens on port {}", address.port());
+        Self { address, http_path, obstacle }
+    }
+
+    /// What stood in the way at the last look, as the end of a sentence.
+    pub(crate) fn obstacle(&self) -> &str {
+        &self.obstacle
+    }
+
+    /// Resolves once the program is ready and `alive`. Has no deadline of its own.
+    /// Cancel safe.
+    pub(crate) async fn ready(&mut self, alive: impl Fn() -> bool) {
+        let mut pause = FIRST;
+        loop {
+            match self.look().await {
+                Ok(()) if alive() => return,
+                Ok(()) => self.obstacle = "somebody else answers on its port".into(),
+                Err(obstacle) => self.obstacle = obstacle,
+            }
+            rest(pause).await;
+            pause = next(pause);
+        }
+    }
+
+    async fn look(&self) -> Result<(), String> {
+        let port = self.address.port();
+        let Ok(connected) = timeout(ANSWER_WITHIN, TcpStream::connect(self.address)).await else {
+            return Err(format!("port {port} does not accept"));
+        };
+        let stream = connected.map_err(|_| format!("nothing listens on port {port}"))?;
+        let Some(path) = &self.http_path else {
+            return Ok(());
+        };
+        match timeout(ANSWER_WITHIN, get(stream, path, self.address)).await {
+            Ok(Ok(status)) if status.starts_with('2') => Ok(()),
+            Ok(Ok(status)) => Err(format!("GET {path} answers {status}")),
+            Ok(Err(_)) => Err(format!("GET {path} is not answered in HTTP")),
+            Err(_) => Err(format!("GET {path} is not answered within {ANSWER_WITHIN:?}")),
+        }
+    }
+}
+
+/// The three digits of the status of a GET.
+async fn get(mut stream: TcpStream, path: &str, host: SocketAddr) -> io::Result<String> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: lca-allocator\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    // "HTTP/1.1 200": nothing more is of interest.
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await?;
+    let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..));
+    match status {
+        Some(digits) if digits.iter().all(u8::is_ascii_digit) => {
+            Ok(String::from_utf8_lossy(digits).into_owned())
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The pause after `pause`.
+fn next(pause: Duration) -> Duration {
+    (pause * 3 / 2).min(LONGEST)
+}
+
+async fn rest(pause: Duration) {
+    if pause >= TIMER {
+        return sleep(pause).await;
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "on a thread for blocking work; the runtime's timers have steps of 1 ms"
+    )]
+    let slept = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
+    if slept.is_err() {
+        sleep(pause).await; // the runtime is ending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn pauses_grow_from_100_microseconds_to_20_milliseconds() {
+        let pauses: Vec<_> =
+            std::iter::successors(Some(FIRST), |pause| Some(next(*pause))).take(20).collect();
+        assert_eq!(pauses[0], Duration::from_micros(100));
+        assert_eq!(pauses[1], Duration::from_micros(150));
+        assert_eq!(pauses[19], LONGEST);
+        assert!(pauses.is_sorted());
+    }
+
+    #[tokio::test]
+    async fn a_port_is_ready_once_it_accepts() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let mut probe = Probe::new(address, None);
+        assert!(timeout(Duration::from_millis(20), probe.ready(|| true)).await.is_err());
+        assert!(probe.obstacle().starts_with("nothing listens"), "{}", probe.obstacle());
+        let _listener = TcpListener::bind(address).await.unwrap();
+        timeout(PATIENCE, probe.ready(|| true)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stranger_on_the_port_of_a_dead_program_is_not_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut probe = Probe::new(listener.local_addr().unwrap(), None);
+        assert!(timeout(Duration::from_millis(50), probe.ready(|| false)).await.is_err());
+        assert!(probe.obstacle().contains("somebody else"), "{}", probe.obstacle());
+    }
+
+    #[tokio::test]
+    async fn with_a_path_only_a_2xx_is_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers =
+            ["HTTP/1.1 503 Busy\r\n\r\n", "SSH-2.0-OpenSSH_9\r\n", "HTTP/1.0 204 X\r\n\r\n"];
+        let server = async {
+            let mut requests = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 1024];
+                let read = stream.read(&mut request).await.unwrap();
+                request.truncate(read);
+                requests.push(String::from_utf8(request).unwrap());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            requests
+        };
+        let mut probe = Probe::new(address, Some("/healthz".into()));
+        let (requests, ready) = tokio::join!(server, timeout(PATIENCE, probe.ready(|| true)));
+        ready.unwrap();
+        assert!(requests.iter().all(|request| request.starts_with("GET /healthz HTTP/1.1\r\n")));
+        assert!(probe.obstacle().contains("not answered in HTTP"), "{}", probe.obstacle());
+    }
+}

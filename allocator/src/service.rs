@@ -1,0 +1,183 @@
+//! The gRPC services of an allocator: parse, delegate, translate. No policy here.
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use lca::{
+    Error, InstancePrefix, Kind, RequestId, ServiceHash, ServiceName,
+    api::{
+        Caller,
+        proto::{
+            self, AllocateRequest, AllocateResponse, DescribeRequest, DescribeResponse,
+            ListInstancesRequest, ListInstancesResponse, LogChunk, LogsRequest, ReleaseRequest,
+            ReleaseResponse, allocator_server, instances_server,
+        },
+    },
+};
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+
+use crate::{
+    Allocator,
+    driver::{Begin, Output},
+    requests::{Mode, Wanted},
+    table::Entry,
+};
+
+/// Most instances in one answer (`ListInstancesResponse`).
+const MAX_LISTED: usize = 1000;
+/// Most artifacts in one answer (`DescribeResponse`).
+const MAX_ARTIFACTS: usize = 1000;
+
+#[async_trait]
+impl allocator_server::Allocator for Allocator {
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let request_id: RequestId = request.request_id.parse().map_err(Error::from)?;
+        let from = match caller {
+            Caller::Peer(peer) => peer.short(),
+            Caller::Local => "local".to_owned(),
+        };
+        let span = tracing::info_span!("allocate", request = %request_id, caller = from);
+        let wanted = Wanted {
+            service: request.service.parse().map_err(Error::from)?,
+            hash: request.service_hash.parse().map_err(Error::from)?,
+            mode: mode(request.mode)?,
+        };
+        let allocated =
+            self.supervisor.allocate(caller, wanted, request_id).instrument(span.clone()).await?;
+        let (instance, joined) = (allocated.entry.id, allocated.joined);
+        span.in_scope(|| tracing::debug!(%instance, joined, "allocated"));
+        Ok(Response::new(AllocateResponse {
+            instance: Some(self.describe_entry(&allocated.entry)),
+            joined: allocated.joined,
+            steps: allocated.steps,
+        }))
+    }
+
+    async fn release(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<ReleaseResponse>, Status> {
+        let prefix = prefix(&request.into_inner().instance)?;
+        let entry = self.supervisor.release(&prefix).await?;
+        Ok(Response::new(ReleaseResponse { instance: Some(self.describe_entry(&entry)) }))
+    }
+
+    async fn describe(
+        &self,
+        _: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        let cached = self.supervisor.catalog.cached();
+        let books = self.supervisor.lock();
+        Ok(Response::new(DescribeResponse {
+            total: Some(self.supervisor.config.capacity.into()),
+            used: Some(books.table.used().into()),
+            drivers: vec![self.supervisor.driver.name().to_owned()],
+            cached_artifacts: cached.iter().take(MAX_ARTIFACTS).map(ToString::to_string).collect(),
+            enforced: Vec::new(),
+            stopping: books.stopping,
+        }))
+    }
+
+    type LogsStream = BoxStream<'static, Result<LogChunk, Status>>;
+
+    async fn logs(
+        &self,
+        request: Request<LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let LogsRequest { instance, tail_lines, follow } = request.into_inner();
+        let entry = self.supervisor.lock().table.find(&prefix(&instance)?)?;
+        let begin = match tail_lines {
+            0 => Begin::Oldest,
+            lines => Begin::LastLines(lines),
+        };
+        let output = self.output(&entry, begin, follow).await?;
+        let chunks = output.map_ok(|data| LogChunk { data }).map_err(Status::from);
+        Ok(Response::new(chunks.boxed()))
+    }
+}
+
+#[async_trait]
+impl instances_server::Instances for Allocator {
+    async fn list_instances(
+        &self,
+        request: Request<ListInstancesRequest>,
+    ) -> Result<Response<ListInstancesResponse>, Status> {
+        let request = request.into_inner();
+        let service: Option<ServiceName> = optional(&request.service)?;
+        let hash: Option<ServiceHash> = optional(&request.service_hash)?;
+        let mut entries: Vec<_> = {
+            let books = self.supervisor.lock();
+            let ended = books.table.ended().filter(|_| request.include_ended);
+            let all = books.table.live().chain(ended);
+            let wanted = all.filter(|entry| {
+                service.as_ref().is_none_or(|service| *service == entry.spec.name)
+                    && hash.is_none_or(|hash| hash == entry.hash)
+            });
+            wanted.cloned().collect()
+        };
+        // Newest first: what is cut off is the oldest.
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.admitted));
+        entries.truncate(MAX_LISTED);
+        let instances = entries.iter().map(|entry| self.describe_entry(entry)).collect();
+        Ok(Response::new(ListInstancesResponse { instances, unreachable_peers: Vec::new() }))
+    }
+}
+
+impl Allocator {
+    fn describe_entry(&self, entry: &Entry) -> proto::Instance {
+        let own = self.supervisor.discovery.own();
+        let view = entry.view.borrow();
+        proto::Instance {
+            id: entry.id.to_string(),
+            service: entry.spec.name.to_string(),
+            service_hash: entry.hash.to_string(),
+            revision: entry.spec.revision,
+            peer: own.peer.to_string(),
+            mesh_addresses: own.mesh.iter().map(ToString::to_string).collect(),
+            state: proto::InstanceState::from(view.state).into(),
+            reason: view.reason.clone(),
+            last_output: view.output.clone(),
+            driver: self.supervisor.driver.name().to_owned(),
+            age_ms: u64::try_from(entry.admitted.elapsed().as_millis()).unwrap_or(u64::MAX),
+            load: entry.load().map(Into::into),
+            rtt_us: None,
+            pid: view.pid,
+        }
+    }
+
+    /// The output of an instance; nothing, if it never ran.
+    async fn output(&self, entry: &Entry, begin: Begin, follow: bool) -> Result<Output, Error> {
+        if follow {
+            // Somebody may follow an instance whose artifact is still on its way.
+            let mut view = entry.view.subscribe();
+            // Cannot fail: the entry holds the sender.
+            drop(view.wait_for(|view| view.pid != 0 || !view.state.is_coming_up()).await);
+        }
+        match self.supervisor.driver.logs(entry.id, begin, follow).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(futures::stream::empty().boxed()),
+            output => output,
+        }
+    }
+}
+
+fn prefix(text: &str) -> Result<InstancePrefix, Error> {
+    Ok(text.parse()?)
+}
+
+fn optional<T: std::str::FromStr<Err = lca::ParseError>>(text: &str) -> Result<Option<T>, Error> {
+    Ok(if text.is_empty() { None } else { Some(text.parse()?) })
+}
+
+fn mode(value: i32) -> Result<Mode, Error> {
+    use proto::allocate_request::Mode as Wire;
+    match Wire::try_from(value) {
+        Ok(Wire::Unspecified | Wire::Ensure) => Ok(Mode::Ensure),
+        Ok(Wire::New) => Ok(Mode::New),
+        Err(_) => Err(Error::new(Kind::InvalidArgument, "mode is not known here")),
+    }
+}

@@ -1,0 +1,281 @@
+//! Who runs, and who did: the instances of one allocator and what others see of them.
+//!
+//! An [`Entry`] is written by its owner task alone; everyone else watches it and may
+//! ask it to end. The table itself is plain data behind the supervisor's lock.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use lca::{
+    Error, InstanceId, InstancePrefix, Kind, Result, ServiceHash, Spec, api::proto, headers::Load,
+};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{admission::Capacity, lifecycle::State, outside::Door};
+
+/// Ended instances that are remembered with their output.
+const REMEMBERED: usize = 100;
+
+/// What somebody wants of an instance. Later ones outrank earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ask {
+    /// Go on.
+    Live,
+    /// End, with all the time that draining takes.
+    Release,
+    /// End within seconds: the allocator stops.
+    Stop,
+}
+
+/// What others see of an instance.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) state: State,
+    /// Why it ended or is about to; empty while all is well.
+    pub(crate) reason: String,
+    /// What is told to those who wait for it to be ready, once it has failed.
+    pub(crate) error: Option<Error>,
+    pub(crate) output: Vec<String>,
+    pub(crate) steps: Vec<proto::Step>,
+    pub(crate) pid: u32,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: InstanceId,
+    pub(crate) spec: Spec,
+    pub(crate) hash: ServiceHash,
+    pub(crate) admitted: Instant,
+    pub(crate) view: watch::Sender<View>,
+    pub(crate) ask: watch::Sender<Ask>,
+    /// The owner's, so that the load can be seen; it goes with the owner.
+    door: Mutex<Option<Weak<dyn Door>>>,
+}
+
+impl Entry {
+    pub(crate) fn new(spec: Spec, hash: ServiceHash, now: Instant) -> Self {
+        let view = View {
+            state: State::Pending,
+            reason: String::new(),
+            error: None,
+            output: Vec::new(),
+            steps: Vec::new(),
+            pid: 0,
+        };
+        Self {
+            id: InstanceId::random(),
+            spec,
+            hash,
+            admitted: now,
+            view: watch::Sender::new(view),
+            ask: watch::Sender::new(Ask::Live),
+            door: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.view.borrow().state
+    }
+
+    /// Whether it takes requests, or soon will.
+    fn will_do(&self) -> bool {
+        let view = self.view.borrow();
+        let coming = view.state == State::Ready || view.state.is_coming_up();
+        coming && view.reason.is_empty() && *self.ask.borrow() == Ask::Live
+    }
+
+    fn is_serving(&self) -> bool {
+        let view = self.view.borrow();
+        view.state == State::Ready && view.reason.is_empty()
+    }
+
+    /// Wants it to end. What was asked more urgently before stays.
+    pub(crate) fn ask(&self, ask: Ask) {
+        self.ask.send_if_modified(|asked| {
+            let more = ask > *asked;
+            *asked = ask.max(*asked);
+            more
+        });
+    }
+
+    /// Resolves once somebody has asked for at least `ask`.
+    pub(crate) async fn asked(&self, ask: Ask) {
+        let mut asked = self.ask.subscribe();
+        // Cannot fail: the sender is ours.
+        drop(asked.wait_for(|asked| *asked >= ask).await);
+    }
+
+    /// Resolves once its state is `reached`.
+    pub(crate) async fn when(&self, mut reached: impl FnMut(State) -> bool) -> View {
+        let mut view = self.view.subscribe();
+        let found = view.wait_for(|view| reached(view.state)).await.map(|view| view.clone());
+        // Cannot fail: the sender is ours.
+        found.unwrap_or_else(|_| self.view.borrow().clone())
+    }
+
+    /// What one instance is admitted with.
+    fn room(&self) -> Capacity {
+        room(&self.spec)
+    }
+
+    pub(crate) fn set_door(&self, door: &Arc<dyn Door>) {
+        // Nothing panics while holding it.
+        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(door));
+    }
+
+    pub(crate) fn load(&self) -> Option<Load> {
+        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(door?.upgrade()?.load())
+    }
+}
+
+/// What an instance of `spec` takes.
+pub(crate) fn room(spec: &Spec) -> Capacity {
+    let lca::Resources { cpu_millis, memory_bytes } = spec.resources;
+    Capacity { cpu_millis, memory_bytes, instances: 1 }
+}
+
+/// The instances of one allocator.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    live: HashMap<InstanceId, Arc<Entry>>,
+    /// Oldest first.
+    ended: VecDeque<Arc<Entry>>,
+}
+
+impl Table {
+    pub(crate) fn insert(&mut self, entry: Arc<Entry>) {
+        self.live.insert(entry.id, entry);
+    }
+
+    /// Moves an instance to those that have ended. Returns one that is forgotten for it.
+    pub(crate) fn end(&mut self, id: InstanceId) -> Option<InstanceId> {
+        self.ended.push_back(self.live.remove(&id)?);
+        let over = self.ended.len() > REMEMBERED;
+        over.then(|| self.ended.pop_front().map(|entry| entry.id)).flatten()
+    }
+
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.live.values()
+    }
+
+    pub(crate) fn ended(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.ended.iter()
+    }
+
+    pub(crate) fn get(&self, id: InstanceId) -> Option<&Arc<Entry>> {
+        self.live.get(&id).or_else(|| self.ended.iter().find(|entry| entry.id == id))
+    }
+
+    /// What live instances are admitted with, together.
+    pub(crate) fn used(&self) -> Capacity {
+        self.live.values().fold(Capacity::default(), |sum, entry| sum.plus(entry.room()))
+    }
+
+    /// How many are on their way to be ready.
+    pub(crate) fn coming_up(&self) -> usize {
+        self.live.values().filter(|entry| entry.state().is_coming_up()).count()
+    }
+
+    /// The instance of `hash` that an `ENSURE` joins: the least busy of those that are
+    /// ready, else the one that was admitted first.
+    pub(crate) fn joinable(&self, hash: ServiceHash) -> Option<&Arc<Entry>> {
+        let will_do = self.live.values().filter(|entry| entry.hash == hash && entry.will_do());
+        will_do.min_by_key(|entry| {
+            let busy = entry.load().map_or(0, |load| load.in_flight);
+            (entry.state() != State::Ready, busy, entry.admitted)
+        })
+    }
+
+    /// The services of which there is an instance that takes requests.
+    pub(crate) fn serving(&self) -> HashSet<ServiceHash> {
+        let serving = self.live.values().filter(|entry| entry.is_serving());
+        serving.map(|entry| entry.hash).collect()
+    }
+
+    /// The instance whose id begins like this, ended ones included.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::InvalidArgument`] naming some if there are several.
+    pub(crate) fn find(&self, prefix: &InstancePrefix) -> Result<Arc<Entry>> {
+        let all = self.live.values().chain(&self.ended);
+        let found: Vec<_> = all.filter(|entry| prefix.matches(entry.id)).collect();
+        match found.as_slice() {
+            [] => Err(Error::new(Kind::NotFound, format!("there is no instance {prefix} here"))),
+            [one] => Ok(Arc::clone(one)),
+            several => Err(prefix.ambiguous(several.iter().map(|entry| entry.id.to_string()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lca::Digest;
+
+    use super::*;
+
+    fn entry(name: &str) -> Arc<Entry> {
+        let spec = Spec::try_from(proto::ServiceSpec {
+            name: name.into(),
+            artifact: Digest::of(b"x").to_string(),
+            ..Default::default()
+        })
+        .unwrap();
+        let hash = spec.hash();
+        Arc::new(Entry::new(spec, hash, Instant::now()))
+    }
+
+    #[test]
+    fn a_ready_instance_is_joined_before_one_that_starts_and_none_that_ends() {
+        let (starting, ready, failing) = (entry("a"), entry("a"), entry("a"));
+        let mut table = Table::default();
+        for entry in [&failing, &starting, &ready, &entry("b")] {
+            table.insert(entry.clone());
+        }
+        failing.ask(Ask::Release);
+        assert_eq!(table.joinable(ready.hash).unwrap().id, starting.id);
+        ready.view.send_modify(|view| view.state = State::Ready);
+        assert_eq!(table.joinable(ready.hash).unwrap().id, ready.id);
+        assert_eq!(table.serving(), HashSet::from([ready.hash]));
+        assert_eq!((table.coming_up(), table.used().instances), (3, 4));
+        ready.view.send_modify(|view| view.reason = "killed".into());
+        assert_eq!(table.joinable(ready.hash).unwrap().id, starting.id);
+        assert!(table.serving().is_empty());
+    }
+
+    #[test]
+    fn a_prefix_finds_one_or_says_which() {
+        let mut table = Table::default();
+        let entries: Vec<_> = (0..40).map(|_| entry("a")).collect();
+        entries.iter().for_each(|entry| table.insert(entry.clone()));
+        let whole: InstancePrefix = entries[0].id.to_string().parse().unwrap();
+        assert_eq!(table.find(&whole).unwrap().id, entries[0].id);
+        table.end(entries[0].id);
+        assert_eq!(table.find(&whole).unwrap().id, entries[0].id, "ended ones are found");
+        // Among 40 ids two begin alike: there are 16 digits.
+        let errors = ('0'..='9')
+            .chain('a'..='f')
+            .filter_map(|digit| table.find(&digit.to_string().parse().unwrap()).err());
+        let ambiguous: Vec<_> =
+            errors.filter(|error| error.kind() == Kind::InvalidArgument).collect();
+        assert!(ambiguous.iter().any(|error| error.public().contains("could be")));
+        let none = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        assert_eq!(table.find(&none).unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn only_the_last_hundred_that_ended_are_remembered() {
+        let mut table = Table::default();
+        let entries: Vec<_> = (0..=REMEMBERED).map(|_| entry("a")).collect();
+        let mut forgotten = Vec::new();
+        for entry in &entries {
+            table.insert(entry.clone());
+            forgotten.extend(table.end(entry.id));
+        }
+        assert_eq!(forgotten, [entries[0].id]);
+        assert_eq!((table.ended().count(), table.live().count()), (REMEMBERED, 0));
+    }
+}

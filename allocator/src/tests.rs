@@ -1,0 +1,7 @@
+//! Stories of one allocator: its policy on the fake driver, and the whole of it on
+//! real processes. Specs and ingress are twins that do as they are told.
+
+mod policy;
+mod real;
+mod twins;
+mod whole;

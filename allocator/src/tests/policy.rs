@@ -1,0 +1,377 @@
+//! What is started, joined, refused and stopped, on the fake driver.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, future::join_all};
+use lca::{
+    Kind, Spec,
+    api::proto::{InstanceState, allocate_request::Mode},
+    discovery::{Discovery as _, Found, Key},
+    headers::Load,
+    testing::{Log, eventually},
+};
+
+use super::twins::{PATIENCE, World, config, id};
+use crate::{
+    Capacity, Config, Timing,
+    driver::{
+        Exit,
+        fake::{Behaviour, Fake},
+    },
+    instance,
+};
+
+fn world() -> (World, Fake) {
+    world_with(config())
+}
+
+fn world_with(config: Config) -> (World, Fake) {
+    let fake = Fake::default();
+    (World::new(Arc::new(fake.clone()), config), fake)
+}
+
+/// Whether another peer finds an instance of `spec`.
+async fn is_announced(world: &World, spec: &Spec) -> bool {
+    let mut found = world.other.find(Key::Service(spec.hash()));
+    matches!(found.next().await, Some(Found::Endpoint(_)))
+}
+
+#[tokio::test]
+async fn a_start_is_answered_when_it_takes_requests_and_is_announced() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |spec| {
+        spec.arguments = vec!["--port=${SERVICE_PORT}".into()];
+    });
+    let answer = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
+    let instance = answer.instance.clone().unwrap();
+    assert_eq!(instance.state(), InstanceState::Ready);
+    assert!(!answer.joined && instance.pid != 0);
+    let names: Vec<_> = answer.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(names, ["spec", "admit", "fetch", "spawn", "ready", "announce"]);
+
+    let launch = fake.launches().remove(0);
+    assert_eq!(launch.arguments, [format!("--port={}", launch.port)]);
+    assert_eq!(launch.environment["PROXY_PORT"], "4999");
+    let way = world.ways.to(launch.id).unwrap();
+    assert_eq!((way.local.address.port(), way.local.hash), (launch.port, spec.hash()));
+    eventually("the announcement", async || is_announced(&world, &spec).await.then_some(())).await;
+}
+
+#[tokio::test]
+async fn the_log_says_for_which_request_and_whom_an_instance_was_started() {
+    let log = Log::capture();
+    let (world, _) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let instance = world.allocate(&spec, Mode::Ensure, "req-7").await.unwrap().instance.unwrap();
+    let ready = log.lines().into_iter().find(|line| line.contains("instance ready")).unwrap();
+    for part in ["request=req-7", "caller=", &instance.id] {
+        assert!(ready.contains(part), "{part} in {ready}");
+    }
+}
+
+#[test]
+fn an_instance_is_released_in_the_time_its_callers_wait() {
+    let Timing { drain, grace, .. } = Timing::default();
+    assert!(drain + grace + instance::STUCK < lca::api::MAX_RELEASE);
+}
+
+#[tokio::test]
+async fn a_thousand_callers_at_once_get_one_instance() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    fake.behave(
+        &spec.name,
+        Behaviour { listens_after: Some(Duration::from_millis(20)), ..Behaviour::default() },
+    );
+    let calls = (0..1000u32).map(async |call| {
+        let id = call.to_string();
+        world.allocate_as((call % 7) as u8, &spec, Mode::Ensure, &id).await.unwrap()
+    });
+    let answers = join_all(calls).await;
+    assert_eq!(fake.launches().len(), 1);
+    assert!(answers.iter().all(|answer| id(answer) == id(&answers[0])));
+    assert_eq!(answers.iter().filter(|answer| !answer.joined).count(), 1);
+}
+
+#[tokio::test]
+async fn new_always_starts_another() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let first = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
+    let second = world.allocate(&spec, Mode::New, "r2").await.unwrap();
+    assert_ne!(id(&first), id(&second));
+    assert_eq!(fake.running(), 2);
+}
+
+#[tokio::test]
+async fn a_request_id_means_the_same_instance_to_the_peer_that_used_it() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let other = world.add("other", "/bin/other", |_| {});
+    let (one, same) = tokio::join!(
+        world.allocate(&spec, Mode::New, "r1"),
+        world.allocate(&spec, Mode::New, "r1")
+    );
+    assert_eq!(id(&one.unwrap()), id(&same.unwrap()));
+    assert_eq!(fake.launches().len(), 1);
+    for (spec, mode) in [(&other, Mode::New), (&spec, Mode::Ensure)] {
+        let error = world.allocate(spec, mode, "r1").await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+    }
+    world.allocate_as(2, &spec, Mode::New, "r1").await.unwrap();
+    assert_eq!(fake.launches().len(), 2);
+    // An instance that has ended is not started again by the same id.
+    let ended = id(&world.allocate(&spec, Mode::New, "r1").await.unwrap());
+    world.release(&ended).await.unwrap();
+    let error = world.allocate(&spec, Mode::New, "r1").await.unwrap_err();
+    assert!(error.public().contains("released"), "{error}");
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_before_anything_starts() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let error = world.allocate(&spec, Mode::Ensure, "").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    let unknown = Spec { name: "unknown".parse().unwrap(), ..spec.clone() };
+    let error = world.allocate(&unknown, Mode::Ensure, "r1").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    let external = world.add("external", "", |spec| spec.artifact.clear());
+    let error = world.allocate(&external, Mode::Ensure, "r2").await.unwrap_err();
+    assert!(error.kind() == Kind::FailedPrecondition && error.public().contains("external"));
+    assert!(fake.launches().is_empty());
+}
+
+#[tokio::test]
+async fn an_older_spec_is_refreshed_and_a_wish_for_another_is_refused() {
+    let (world, _fake) = world();
+    let old = world.add("hello", "/bin/old", |_| {});
+    let new = world.add("hello", "/bin/new", |_| {});
+    world.shelf.stale.lock().unwrap().insert(old.name.clone(), old.clone());
+    world.allocate(&new, Mode::Ensure, "r1").await.unwrap();
+    world.shelf.stale.lock().unwrap().clear();
+    let error = world.allocate(&old, Mode::Ensure, "r2").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    for hash in [old.hash(), new.hash()] {
+        assert!(error.public().contains(&hash.to_string()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_take_the_start_with_it() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    *world.shelf.fetch_takes.lock().unwrap() = Duration::from_millis(50);
+    let call = world.allocate(&spec, Mode::Ensure, "r1");
+    assert!(tokio::time::timeout(Duration::from_millis(5), call).await.is_err());
+    let answer = world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+    assert!(answer.joined);
+    assert_eq!(fake.launches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_program_that_ends_at_once_fails_at_once_with_what_it_wrote() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    fake.behave(
+        &spec.name,
+        Behaviour {
+            listens_after: None,
+            ends_after: Some((Duration::ZERO, Exit::Code(3))),
+            output: "no database\n".into(),
+            ..Behaviour::default()
+        },
+    );
+    let error = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::StartFailed);
+    assert_eq!(error.public(), "hello exited with code 3 before it was ready");
+    assert_eq!(error.output_lines(), ["no database"]);
+    assert_eq!(error.retry_delay(), Some(Duration::from_secs(1)));
+
+    // Within the back-off nothing is started, and the reason is the same.
+    for mode in [Mode::Ensure, Mode::New] {
+        let again = world.allocate(&spec, mode, &format!("{mode:?}")).await.unwrap_err();
+        assert_eq!(again.public(), error.public());
+        assert_eq!(again.output_lines(), ["no database"]);
+        assert!(again.retry_delay().unwrap() <= Duration::from_secs(1));
+    }
+    assert_eq!(fake.launches().len(), 1);
+    let listed = world.list(true).await;
+    assert_eq!(listed[0].state(), InstanceState::Failed);
+    assert_eq!(listed[0].last_output, ["no database"]);
+    assert!(!is_announced(&world, &spec).await);
+    assert!(world.list(false).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_program_that_never_gets_ready_is_stopped_at_its_deadline() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |spec| {
+        spec.readiness =
+            Some(lca::api::proto::Readiness { start_timeout_ms: 50, ..Default::default() });
+    });
+    let deaf = Behaviour { listens_after: None, ignores_term: true, ..Behaviour::default() };
+    fake.behave(&spec.name, deaf);
+    let error = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::StartFailed);
+    assert!(error.public().starts_with("hello was not ready within 50ms: nothing listens"));
+    assert_eq!(fake.running(), 0);
+    assert_eq!(Arc::strong_count(&world.fronts.open), 1, "its front is closed");
+}
+
+#[tokio::test]
+async fn an_artifact_nobody_has_fails_the_start_without_blame() {
+    let (world, _fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let kept = std::mem::take(&mut *world.shelf.programs.lock().unwrap());
+    let error = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    *world.shelf.programs.lock().unwrap() = kept;
+    world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_machine_says_of_what_and_has_room_again_after_a_release() {
+    let capacity = Capacity { instances: 1, ..config().capacity };
+    let (world, _fake) = world_with(Config { capacity, ..config() });
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let answer = world.allocate(&spec, Mode::New, "r1").await.unwrap();
+    let error = world.allocate(&spec, Mode::New, "r2").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NoCapacity);
+    assert!(error.public().contains("all 1 are taken"), "{error}");
+    world.release(&id(&answer)[..8]).await.unwrap();
+    world.allocate(&spec, Mode::New, "r2").await.unwrap();
+}
+
+#[tokio::test]
+async fn too_many_starts_at_once_are_refused_and_not_queued() {
+    let (world, _fake) = world_with(Config { max_starting: 2, ..config() });
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    *world.shelf.fetch_takes.lock().unwrap() = Duration::from_millis(50);
+    let ids = ["r1", "r2", "r3"];
+    let answers = join_all(ids.map(|id| world.allocate(&spec, Mode::New, id))).await;
+    let refused: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].kind(), Kind::NoCapacity);
+    assert!(refused[0].retry_delay().is_some());
+}
+
+#[tokio::test]
+async fn an_idle_instance_is_stopped_but_never_while_a_request_runs() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |spec| spec.idle_timeout_ms = 100);
+    *world.shelf.fetch_takes.lock().unwrap() = Duration::ZERO;
+    let answer = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
+    let instance = id(&answer);
+    let way = world.ways.to(instance.parse().unwrap()).unwrap();
+    way.open.send_replace(1);
+    // Three idle time-outs long it stays, and shows what it does.
+    let stays = world.is(&instance, InstanceState::Stopped);
+    assert!(tokio::time::timeout(Duration::from_millis(300), stays).await.is_err());
+    let listed = world.list(false).await;
+    assert_eq!(listed[0].load, Some(Load { in_flight: 1, limit: 1024, ..Load::default() }.into()));
+    assert_eq!(fake.running(), 1);
+    way.open.send_replace(0);
+    drop(way);
+    let ended = world.is(&instance, InstanceState::Stopped).await;
+    assert_eq!(ended.reason, "idle for 100ms");
+    assert_eq!(fake.running(), 0);
+    assert!(world.ways.to(instance.parse().unwrap()).is_none(), "the way in is closed");
+    eventually("the withdrawal", async || (!is_announced(&world, &spec).await).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_release_lets_open_requests_finish_first() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let instance = id(&world.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
+    let way = world.ways.to(instance.parse().unwrap()).unwrap();
+    way.open.send_replace(1);
+    let released = world.release(&instance[..4]);
+    let finish = async {
+        let mut draining = way.draining.subscribe();
+        drop(draining.wait_for(|draining| *draining).await);
+        assert_eq!(fake.running(), 1, "the program serves what it has");
+        // Nobody is sent there meanwhile.
+        let other = world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+        assert_ne!(id(&other), instance);
+        way.open.send_replace(0);
+    };
+    let (released, ()) = tokio::join!(released, finish);
+    let released = released.unwrap();
+    assert_eq!((released.state(), released.reason.as_str()), (InstanceState::Stopped, "released"));
+    world.release(&instance).await.expect("releasing what has ended succeeds");
+    assert_eq!(world.release("ffffffffffffffffffff").await.unwrap_err().kind(), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn an_instance_that_dies_is_unregistered_and_withdrawn_at_once() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let instance = id(&world.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
+    fake.crash(instance.parse().unwrap(), Exit::Signal(9));
+    let ended = world.is(&instance, InstanceState::Failed).await;
+    assert_eq!(ended.reason, "killed by signal 9 (SIGKILL)");
+    assert!(world.ways.to(instance.parse().unwrap()).is_none());
+    eventually("the withdrawal", async || (!is_announced(&world, &spec).await).then_some(())).await;
+    // It is not held against the service: it had been ready.
+    world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_announcement_stays_until_the_last_instance_goes() {
+    let (world, _fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let first = id(&world.allocate(&spec, Mode::New, "r1").await.unwrap());
+    let second = id(&world.allocate(&spec, Mode::New, "r2").await.unwrap());
+    eventually("the announcement", async || is_announced(&world, &spec).await.then_some(())).await;
+    world.release(&first).await.unwrap();
+    assert!(is_announced(&world, &spec).await);
+    world.release(&second).await.unwrap();
+    eventually("the withdrawal", async || (!is_announced(&world, &spec).await).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_program_whose_port_was_taken_is_started_on_another() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    // A stranger that takes the first port before the program binds it.
+    let late = Behaviour { listens_after: Some(Duration::from_millis(50)), ..Behaviour::default() };
+    fake.behave(&spec.name, late);
+    let steal = async {
+        let port = eventually("a launch", async || fake.launches().first().map(|l| l.port)).await;
+        // Not listening: only the program's bind fails, no probe is fooled.
+        let thief = tokio::net::TcpSocket::new_v4().unwrap();
+        thief.bind(([127, 0, 0, 1], port).into()).unwrap();
+        eventually("the second launch", async || fake.launches().get(1).map(drop)).await;
+        thief
+    };
+    let (answer, _thief) = tokio::join!(world.allocate(&spec, Mode::Ensure, "r1"), steal);
+    answer.unwrap();
+    let launches = fake.launches();
+    assert_eq!(launches.len(), 2);
+    assert_eq!(launches[0].id, launches[1].id);
+    assert_ne!(launches[0].port, launches[1].port);
+}
+
+#[tokio::test]
+async fn a_stop_ends_deaf_instances_and_hung_requests_within_its_time() {
+    let (world, fake) = world();
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    fake.behave(&spec.name, Behaviour { ignores_term: true, ..Behaviour::default() });
+    let mut ways = Vec::new();
+    for call in 0..5 {
+        let answer = world.allocate(&spec, Mode::New, &call.to_string()).await.unwrap();
+        let way = world.ways.to(id(&answer).parse().unwrap()).unwrap();
+        way.open.send_replace(1); // never ends
+        ways.push(way);
+    }
+    let since = tokio::time::Instant::now();
+    world.allocator.shutdown().await;
+    assert!(since.elapsed() < Duration::from_secs(4), "took {:?}", since.elapsed());
+    assert_eq!(fake.running(), 0);
+    let error = world.allocate(&spec, Mode::New, "late").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.retry_delay().is_some(), "{error}");
+    assert!(world.tasks.drain(PATIENCE).await, "a task had to be forced");
+}

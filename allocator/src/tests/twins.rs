@@ -1,0 +1,260 @@
+//! An allocator with twins around it, and what tests ask of it.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use lca::{
+    Digest, Error, InstanceId, Kind, PeerId, Result, ServiceName, Spec,
+    api::{Caller, proto},
+    discovery::memory::{Network, Peer},
+    endpoint::Role,
+    headers::Load,
+    shutdown::Tasks,
+    testing::eventually,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tonic::Request;
+
+use crate::{
+    Allocator, Capacity, Config, Fronts, OpenFront, Parts, Timing,
+    driver::Driver,
+    outside::{Catalog, Door, Gate, Known, Local},
+};
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Specs and artifacts of which a test decides everything.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    pub(super) specs: Mutex<HashMap<ServiceName, Spec>>,
+    /// What `get` still believes, if not the truth.
+    pub(super) stale: Mutex<HashMap<ServiceName, Spec>>,
+    pub(super) programs: Mutex<HashMap<Digest, PathBuf>>,
+    pub(super) fetch_takes: Mutex<Duration>,
+}
+
+#[async_trait]
+impl Catalog for Shelf {
+    async fn get(&self, name: &ServiceName) -> Result<Known> {
+        let stale = self.stale.lock().unwrap().get(name).cloned();
+        match stale {
+            Some(spec) => Ok(Known { hash: spec.hash(), spec }),
+            None => self.refresh(name).await,
+        }
+    }
+
+    async fn refresh(&self, name: &ServiceName) -> Result<Known> {
+        let spec = self.specs.lock().unwrap().get(name).cloned();
+        let spec = spec.ok_or_else(|| Error::new(Kind::NotFound, format!("no service {name}")))?;
+        Ok(Known { hash: spec.hash(), spec })
+    }
+
+    async fn fetch(&self, digest: Digest) -> Result<PathBuf> {
+        let takes = *self.fetch_takes.lock().unwrap();
+        sleep(takes).await;
+        let program = self.programs.lock().unwrap().get(&digest).cloned();
+        program.ok_or_else(|| Error::new(Kind::Unavailable, format!("nobody has {digest}")))
+    }
+
+    fn cached(&self) -> Vec<Digest> {
+        self.programs.lock().unwrap().keys().copied().collect()
+    }
+}
+
+/// An ingress whose requests are counted by hand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ways {
+    doors: Arc<Mutex<HashMap<InstanceId, std::sync::Weak<Way>>>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) local: Local,
+    pub(super) open: watch::Sender<u32>,
+    pub(super) draining: watch::Sender<bool>,
+}
+
+impl Ways {
+    /// The way in to an instance, while it is registered.
+    pub(super) fn to(&self, id: InstanceId) -> Option<Arc<Way>> {
+        self.doors.lock().unwrap().get(&id)?.upgrade()
+    }
+}
+
+impl Gate for Ways {
+    fn open(&self, local: Local) -> Arc<dyn Door> {
+        let (open, draining) = (watch::Sender::new(0), watch::Sender::new(false));
+        let way = Arc::new(Way { local, open, draining });
+        self.doors.lock().unwrap().insert(local.instance, Arc::downgrade(&way));
+        way
+    }
+}
+
+#[async_trait]
+impl Door for Way {
+    fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    fn load(&self) -> Load {
+        Load { in_flight: *self.open.borrow(), limit: self.local.limit, ..Load::default() }
+    }
+
+    async fn idle_for(&self, time: Duration) {
+        let mut open = self.open.subscribe();
+        loop {
+            drop(open.wait_for(|open| *open == 0).await);
+            if timeout(time, open.wait_for(|open| *open > 0)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn drained(&self) {
+        drop(self.open.subscribe().wait_for(|open| *open == 0).await);
+    }
+}
+
+/// Fronts that are told apart by their port, and counted.
+#[derive(Debug, Default)]
+pub(super) struct Doors {
+    pub(super) open: Arc<()>,
+}
+
+#[async_trait]
+impl Fronts for Doors {
+    async fn open(&self, _: &ServiceName, _: InstanceId) -> Result<OpenFront> {
+        Ok(OpenFront { address: ([127, 0, 0, 1], 4999).into(), guard: Box::new(self.open.clone()) })
+    }
+}
+
+/// One allocator, and everything around it.
+pub(super) struct World {
+    pub(super) allocator: Allocator,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) ways: Ways,
+    pub(super) fronts: Arc<Doors>,
+    pub(super) other: Peer,
+    pub(super) tasks: Tasks,
+}
+
+/// Deadlines short enough to be waited for.
+pub(super) fn config() -> Config {
+    Config {
+        data_dir: PathBuf::new(),
+        capacity: Capacity { cpu_millis: 100_000, memory_bytes: 1 << 40, instances: 1000 },
+        told: crate::Told::default(),
+        max_starting: 100,
+        timing: Timing {
+            fetch: Duration::from_secs(1),
+            grace: Duration::from_millis(200),
+            ..Timing::default()
+        },
+    }
+}
+
+impl World {
+    pub(super) fn new(driver: Arc<dyn Driver>, config: Config) -> Self {
+        let network = Network::default();
+        let (own, other) = (network.join(&[Role::Allocator]), network.join(&[]));
+        let (shelf, ways, fronts) =
+            (Arc::new(Shelf::default()), Ways::default(), Arc::new(Doors::default()));
+        let tasks = Tasks::default();
+        let parts = Parts {
+            driver,
+            catalog: shelf.clone(),
+            gate: Arc::new(ways.clone()),
+            fronts: Some(fronts.clone()),
+            discovery: Arc::new(own),
+        };
+        let allocator = Allocator::build(config, parts, &tasks.spawner());
+        Self { allocator, shelf, ways, fronts, other, tasks }
+    }
+
+    /// Registers a service; `program` is where its artifact is.
+    pub(super) fn add(
+        &self,
+        name: &str,
+        program: &str,
+        change: impl FnOnce(&mut proto::ServiceSpec),
+    ) -> Spec {
+        let digest = Digest::of(program.as_bytes());
+        let mut spec = proto::ServiceSpec {
+            name: name.into(),
+            artifact: digest.to_string(),
+            ..Default::default()
+        };
+        change(&mut spec);
+        let spec = Spec::try_from(spec).unwrap();
+        self.shelf.programs.lock().unwrap().insert(digest, program.into());
+        self.shelf.specs.lock().unwrap().insert(spec.name.clone(), spec.clone());
+        spec
+    }
+
+    /// An `Allocate` as a peer sends it.
+    pub(super) async fn allocate(
+        &self,
+        spec: &Spec,
+        mode: proto::allocate_request::Mode,
+        id: &str,
+    ) -> Result<proto::AllocateResponse> {
+        self.allocate_as(1, spec, mode, id).await
+    }
+
+    pub(super) async fn allocate_as(
+        &self,
+        peer: u8,
+        spec: &Spec,
+        mode: proto::allocate_request::Mode,
+        id: &str,
+    ) -> Result<proto::AllocateResponse> {
+        use proto::allocator_server::Allocator as _;
+        let mut request = Request::new(proto::AllocateRequest {
+            service: spec.name.to_string(),
+            service_hash: spec.hash().to_string(),
+            mode: mode.into(),
+            request_id: id.to_owned(),
+        });
+        let caller = Caller::Peer(PeerId::from_public_key([peer; 32]));
+        request.extensions_mut().insert(caller);
+        let answered = timeout(PATIENCE, self.allocator.allocate(request)).await;
+        Ok(answered.expect("an answer within its deadlines")?.into_inner())
+    }
+
+    pub(super) async fn list(&self, include_ended: bool) -> Vec<proto::Instance> {
+        use proto::instances_server::Instances as _;
+        let request = proto::ListInstancesRequest { include_ended, ..Default::default() };
+        let listed = self.allocator.list_instances(Request::new(request)).await;
+        listed.unwrap().into_inner().instances
+    }
+
+    pub(super) async fn release(&self, instance: &str) -> Result<proto::Instance> {
+        use proto::allocator_server::Allocator as _;
+        let request = proto::ReleaseRequest { instance: instance.to_owned() };
+        let released = timeout(PATIENCE, self.allocator.release(Request::new(request))).await;
+        Ok(released.expect("a release within its deadlines")?.into_inner().instance.unwrap())
+    }
+
+    /// Waits until an instance is listed in this state.
+    pub(super) async fn is(&self, id: &str, state: proto::InstanceState) -> proto::Instance {
+        eventually(&format!("instance {id} to be {state:?}"), async || {
+            let listed = self.list(true).await;
+            let found = listed.into_iter().find(|instance| instance.id == id);
+            found.filter(|instance| instance.state() == state)
+        })
+        .await
+    }
+}
+
+/// The instance an answer names.
+pub(super) fn id(answer: &proto::AllocateResponse) -> String {
+    answer.instance.as_ref().unwrap().id.clone()
+}
