@@ -1,0 +1,125 @@
+//! Finds the best instance of a service, or has one allocated.
+//!
+//! The front asks [`Manager::pick`] where a request shall go and [`Manager::report`]s
+//! what became of it. What is known answers at once; what is not makes a *flight*: a
+//! search, and an allocation if the search finds nothing. One flight serves everyone
+//! who waits for the same thing. The manager knows the [`Discovery`] and [`Mesh`]
+//! ports, not libp2p, so all of this is tested without a network.
+//!
+//! Invariant: a request is never sent beyond its hard limit, and a client that goes
+//! away never takes the work of others along.
+//!
+//! Not here yet: moving to nearer instances, two choices by load, claims, scale-out.
+//! They change the policy and what a flight may do, not who calls whom.
+//!
+//! [`Discovery`]: lca::discovery::Discovery
+//! [`Mesh`]: lca::mesh::Mesh
+
+mod allocate;
+mod allocators;
+mod cache;
+mod find;
+mod flight;
+mod manager;
+mod pilot;
+mod policy;
+mod reach;
+mod relay;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use lca::{
+    InstanceId, RequestId, Requirements, ServiceHash, ServiceName,
+    api::proto::Step,
+    endpoint::Endpoint,
+    headers::{Load, Refusal},
+};
+use tokio::time::Instant;
+
+pub use manager::Manager;
+pub use relay::known::KnownSpecs;
+pub use service::for_peers::ForPeers;
+
+/// What a manager can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Requirements of this machine's clients, on top of each service's own.
+    pub requirements: Requirements,
+    /// Age from which what is known of a service is refreshed when it is used, behind
+    /// the request: 30 s.
+    pub hints_fresh: Duration,
+    /// How often allocators are looked for: every 10 s.
+    pub allocators_every: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            requirements: Requirements::default(),
+            hints_fresh: Duration::from_secs(30),
+            allocators_every: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// What the client asked for.
+    pub service: ServiceName,
+    /// What the request itself demands; it can only tighten what holds anyway.
+    pub tighten: Requirements,
+    /// Instances this request has been to in vain.
+    pub tried: Vec<InstanceId>,
+    /// When the client will have given up.
+    pub deadline: Instant,
+    /// Start an instance where none will do.
+    pub allocate: bool,
+    /// Which request it is for, in our logs.
+    pub request: Option<RequestId>,
+}
+
+impl Wish {
+    /// A first try for `service` without demands of its own, allocating if needed.
+    pub fn new(service: ServiceName, deadline: Instant) -> Self {
+        Self {
+            service,
+            tighten: Requirements::default(),
+            tried: Vec::new(),
+            deadline,
+            allocate: true,
+            request: None,
+        }
+    }
+}
+
+/// Where a request shall go.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// What the client asked for.
+    pub service: ServiceName,
+    /// What that means now.
+    pub hash: ServiceHash,
+    /// The instance that was chosen.
+    pub instance: InstanceId,
+    /// Where its peer is.
+    pub endpoint: Arc<Endpoint>,
+    /// What had to be done first, in order; empty when it was known.
+    pub steps: Vec<Step>,
+}
+
+/// What became of a request that was sent to a [`Target`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instance answered, and this is how busy it is.
+    Answered(Load),
+    /// Its ingress refused; the application saw nothing.
+    Refused(Refusal),
+    /// Its peer could not be reached; nothing was sent.
+    Unreachable,
+    /// It broke off; the application may have acted.
+    Broken,
+}

@@ -1,0 +1,323 @@
+//! The handle everyone holds: where a request shall go, and what became of it.
+//!
+//! The warm path of [`Manager::pick`] is two lookups and a choice: it awaits nothing
+//! that takes time and does no I/O. Everything slower happens in flights.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lca::{
+    Error, Kind, PeerId, RequestId, Requirements, Result, ServiceHash,
+    api::{self, proto::Step},
+    discovery::Discovery,
+    mesh::Mesh,
+    shutdown::Spawner,
+    specs::{Cached, Specs},
+};
+use lru::LruCache;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Config, Outcome, Target, Wish,
+    allocators::Allocators,
+    cache::{Cache, Known},
+    find::Seen,
+    flight::{self, Boarded, Flights, How, Landed, Progress, Question},
+    pilot,
+    policy::{self, Candidate},
+    reach::Reach,
+};
+
+/// Request ids remembered with who was asked; allocators remember for 10 minutes.
+const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// When to come again after an allocator that did not want to: its registry may lag.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// Finds the best instance of a service, or has one allocated. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What the parts of a manager share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) specs: Specs,
+    pub(crate) reach: Reach,
+    pub(crate) allocators: Allocators,
+    pub(crate) flights: Flights,
+    pub(crate) spawner: Spawner,
+    cache: Mutex<Cache>,
+    asked: Mutex<LruCache<RequestId, PeerId>>,
+}
+
+/// What a wish comes to.
+pub(crate) enum Way {
+    /// There is one.
+    Known(Target),
+    /// It is being looked for.
+    Flight(Wait),
+}
+
+/// A seat in a flight.
+pub(crate) struct Wait {
+    pub(crate) hash: ServiceHash,
+    pub(crate) progress: watch::Receiver<Progress>,
+    /// What this request did before it boarded.
+    pub(crate) before: Vec<Step>,
+}
+
+impl Manager {
+    /// Starts a manager, which looks for allocators from now on until the daemon
+    /// stops.
+    pub fn start(
+        config: Config,
+        specs: Specs,
+        discovery: Arc<dyn Discovery>,
+        mesh: Arc<dyn Mesh>,
+        spawner: &Spawner,
+    ) -> Self {
+        let reach = Reach { discovery, mesh };
+        let allocators = Allocators::new(reach.clone());
+        let keep = allocators.clone().keep(config.allocators_every, spawner.stopping());
+        spawner.spawn("allocators", keep);
+        let inner = Inner {
+            cache: Mutex::new(Cache::new(config.hints_fresh)),
+            asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
+            flights: Flights::default(),
+            spawner: spawner.clone(),
+            config,
+            specs,
+            reach,
+            allocators,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where a request shall go: the nearest known instance within the hard limit that
+    /// was not tried, else whatever a flight brings.
+    ///
+    /// Cancel safe: dropping it gives up this wait and nothing else.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]: no such service, or nothing known and `wish.allocate` unset.
+    /// [`Kind::StartFailed`]: the program did not start, with its output.
+    /// [`Kind::NoCapacity`], [`Kind::Unavailable`]: with what each allocator said.
+    /// [`Kind::Timeout`]: not before the deadline; the work goes on.
+    pub async fn pick(&self, wish: Wish) -> Result<Target> {
+        let mut again = false;
+        loop {
+            let mut wait = match self.way(&wish).await? {
+                Way::Known(target) => return Ok(target),
+                Way::Flight(wait) => wait,
+            };
+            match wait.end(&wish).await {
+                Ok(Landed { instance, endpoint, .. }) => {
+                    let (service, hash, steps) = (wish.service, wait.hash, wait.steps());
+                    return Ok(Target { service, hash, instance, endpoint, steps });
+                }
+                Err(error) if !again && self.is_outdated(&wish, wait.hash, &error).await => {
+                    again = true;
+                }
+                Err(error) => return Err(not_started(error)),
+            }
+        }
+    }
+
+    /// Whether an allocator refused because the service, of which we knew `hash`, is
+    /// another by now: then it is worth asking again. What is new is known afterwards.
+    pub(crate) async fn is_outdated(&self, wish: &Wish, hash: ServiceHash, error: &Error) -> bool {
+        if error.kind() != Kind::FailedPrecondition {
+            return false;
+        }
+        let refreshed = timeout_at(wish.deadline, self.inner.specs.refresh(&wish.service)).await;
+        matches!(refreshed, Ok(Ok(spec)) if spec.hash != hash)
+    }
+
+    /// Says what became of a request sent to `target`. Never blocks.
+    pub fn report(&self, target: &Target, outcome: Outcome) {
+        let peer = target.endpoint.peer;
+        let now = Instant::now();
+        self.inner.cache().report(target.hash, target.instance, peer, outcome, now);
+        if outcome == Outcome::Unreachable {
+            self.inner.allocators.failed(peer);
+            self.inner.reach.discovery.forget(peer);
+        }
+    }
+
+    /// What is known at once, or the flight that will tell.
+    pub(crate) async fn way(&self, wish: &Wish) -> Result<Way> {
+        let since = Instant::now();
+        let spec = self.spec(wish).await?;
+        let limits = self.inner.limits(&spec, wish.tighten);
+        if let Some(known) = self.known(&spec, &limits, wish) {
+            return Ok(Way::Known(Target {
+                service: wish.service.clone(),
+                hash: spec.hash,
+                instance: known.instance,
+                endpoint: known.endpoint,
+                steps: Vec::new(),
+            }));
+        }
+        let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
+        let how = if wish.allocate { How::Ensure } else { How::Find };
+        let question = Question::new(spec.hash, limits, &wish.tried, how);
+        let hash = spec.hash;
+        let progress = self.board(&question, spec, wish)?;
+        Ok(Way::Flight(Wait { hash, progress, before }))
+    }
+
+    /// Another instance in any case. The same `request_id` is the same call.
+    pub(crate) async fn another(&self, wish: &Wish, request_id: RequestId) -> Result<Wait> {
+        let since = Instant::now();
+        let spec = self.spec(wish).await?;
+        if spec.spec.is_external() {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("{} is an external service: it is never allocated", wish.service),
+            ));
+        }
+        let limits = self.inner.limits(&spec, wish.tighten);
+        let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
+        let question = Question::new(spec.hash, limits, &[], How::New(request_id));
+        let hash = spec.hash;
+        let progress = self.board(&question, spec, wish)?;
+        Ok(Wait { hash, progress, before })
+    }
+
+    async fn spec(&self, wish: &Wish) -> Result<Arc<Cached>> {
+        match timeout_at(wish.deadline, self.inner.specs.get(&wish.service)).await {
+            Ok(spec) => spec,
+            Err(_) => Err(Error::new(
+                Kind::Timeout,
+                format!("no registry said in time what {} is", wish.service),
+            )),
+        }
+    }
+
+    fn known(&self, spec: &Arc<Cached>, limits: &Requirements, wish: &Wish) -> Option<Known> {
+        let mut hints = self.inner.cache().look_up(spec.hash, Instant::now());
+        let mesh = &self.inner.reach.mesh;
+        if hints.watch {
+            hints.instances.iter().for_each(|known| mesh.watch(&known.endpoint));
+        }
+        if hints.refresh {
+            let refresh = pilot::refresh(self.inner.clone(), spec.clone());
+            let stopping = self.inner.spawner.stopping();
+            self.inner.spawner.spawn_short(async move {
+                tokio::select! {
+                    () = refresh => {}
+                    () = stopping => {}
+                }
+            });
+        }
+        // What is there may be well, but a request would wait for it in vain. It is used
+        // again when its peer answers, or dropped by a flight that finds it dead.
+        hints.instances.retain(|known| {
+            let peer = known.endpoint.peer;
+            mesh.rtt(peer).is_some() || !mesh.is_silent(peer)
+        });
+        let candidates = hints.instances.iter().map(|known| Candidate {
+            instance: known.instance,
+            rtt: mesh.rtt(known.endpoint.peer),
+            in_flight: known.load.in_flight,
+            broken: known.broken,
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let index = policy::choose(&candidates, limits, &wish.tried)?;
+        Some(hints.instances.swap_remove(index))
+    }
+
+    fn board(
+        &self,
+        question: &Question,
+        spec: Arc<Cached>,
+        wish: &Wish,
+    ) -> Result<watch::Receiver<Progress>> {
+        let inner = self.inner.clone();
+        let fly = |flight| pilot::fly(inner, spec, flight);
+        let Boarded { id, progress } =
+            self.inner.flights.join(question, &self.inner.spawner, fly)?;
+        if let Some(request) = &wish.request {
+            tracing::debug!(%request, flight = %id, service = %wish.service, "waiting for a flight");
+        }
+        Ok(progress)
+    }
+}
+
+/// What an allocator's refusal means to whoever only wanted a service: nothing that it
+/// asked for was wrong, so its sentence is told as a start that failed.
+fn not_started(error: Error) -> Error {
+    if !matches!(error.kind(), Kind::FailedPrecondition | Kind::InvalidArgument | Kind::Conflict) {
+        return error;
+    }
+    let retry_after = error.retry_delay().unwrap_or(REFUSED);
+    let told = Error::new(Kind::StartFailed, error.public())
+        .retry_after(retry_after)
+        .output(error.output_lines().iter().cloned());
+    let told = match error.hint_text() {
+        Some(hint) => told.hint(hint),
+        None => told,
+    };
+    told.because(error)
+}
+
+impl Wait {
+    /// The end of the flight, or of the patience of whoever made `wish`.
+    pub(crate) async fn end(&mut self, wish: &Wish) -> Result<Landed> {
+        let landed = self.progress.wait_for(|progress| progress.end.is_some());
+        match timeout_at(wish.deadline, landed).await {
+            Ok(Ok(progress)) => progress.end.clone().unwrap_or_else(|| Err(flight::stopping())),
+            Ok(Err(_)) => Err(flight::stopping()),
+            Err(_) => Err(Error::new(
+                Kind::Timeout,
+                format!("no instance of {} was ready in time", wish.service),
+            )
+            .hint("what was begun goes on: the next request may find it ready")),
+        }
+    }
+
+    /// What has been done so far.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        let progress = self.progress.borrow();
+        self.before.iter().chain(&progress.steps).cloned().collect()
+    }
+}
+
+impl Inner {
+    /// What is known of instances. Held for one operation at a time.
+    pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
+        // Every operation leaves the cache good at each step.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a peer said of its instances.
+    pub(crate) fn learn(&self, service: ServiceHash, seen: &Seen) {
+        self.cache().learn(service, &seen.endpoint, &seen.ready, Instant::now());
+    }
+
+    /// Who was asked for another instance with this id.
+    pub(crate) fn asked_with(&self, request_id: &RequestId) -> Option<PeerId> {
+        self.asked().get(request_id).copied()
+    }
+
+    pub(crate) fn remember(&self, request_id: RequestId, peer: PeerId) {
+        self.asked().put(request_id, peer);
+    }
+
+    fn asked(&self) -> MutexGuard<'_, LruCache<RequestId, PeerId>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self, spec: &Cached, request: Requirements) -> Requirements {
+        policy::effective(spec.spec.requirements, self.config.requirements, request)
+    }
+}

@@ -1,0 +1,256 @@
+//! What to use, decided from plain data: which of the known instances, and in which
+//! order allocators are asked for a new one. No clock, no network, no state.
+//!
+//! Invariant: nothing beyond the hard limit is ever chosen, and a distance nobody has
+//! measured is not within a hard limit. No answer depends on the order of its input,
+//! so managers with the same view decide alike without talking to each other.
+
+use std::{cmp::Reverse, time::Duration};
+
+use lca::{InstanceId, PeerId, Requirements, ServiceHash};
+use sha2::{Digest as _, Sha256};
+
+/// Failures in a row after which an instance is used only if there is no other: one
+/// is bad luck, three are a habit.
+const SUSPECT_AFTER: u32 = 3;
+
+/// What is known of an instance when a request has to be sent somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) instance: InstanceId,
+    /// Round trip to its peer, if it is known.
+    pub(crate) rtt: Option<Duration>,
+    /// Requests it was working on when it last answered.
+    pub(crate) in_flight: u32,
+    /// How often in a row it broke off.
+    pub(crate) broken: u32,
+}
+
+/// What is known of an allocator when an instance has to be started somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) peer: PeerId,
+    pub(crate) rtt: Duration,
+    /// False if it has just refused this service for lack of room.
+    pub(crate) room: bool,
+}
+
+/// What holds for one request: the service's promise, tightened by this node's
+/// configuration and by the request itself. Nobody can loosen it.
+pub(crate) fn effective(
+    service: Requirements,
+    client: Requirements,
+    request: Requirements,
+) -> Requirements {
+    service.tightened(client).tightened(request)
+}
+
+/// Whether a peer at this distance may be used.
+fn usable(rtt: Option<Duration>, limits: &Requirements) -> bool {
+    rtt.map_or(limits.hard.is_none(), |rtt| limits.within_hard(rtt))
+}
+
+/// The index of the instance to use: the nearest within hard that was not `tried`, the
+/// less busy and then the lesser id of equally near ones. Those that keep breaking off
+/// come last, as do those whose distance is unknown.
+pub(crate) fn choose(
+    candidates: &[Candidate],
+    limits: &Requirements,
+    tried: &[InstanceId],
+) -> Option<usize> {
+    let acceptable = |candidate: &Candidate| {
+        usable(candidate.rtt, limits) && !tried.contains(&candidate.instance)
+    };
+    let order = |candidate: &Candidate| {
+        let rtt = candidate.rtt.unwrap_or(Duration::MAX);
+        (candidate.broken >= SUSPECT_AFTER, rtt, candidate.in_flight, candidate.instance)
+    };
+    let usable = candidates.iter().enumerate().filter(|(_, candidate)| acceptable(candidate));
+    usable.min_by_key(|(_, candidate)| order(candidate)).map(|(index, _)| index)
+}
+
+/// The order in which allocators are asked: none beyond hard; those within soft that
+/// have room first; then by RTT bucket; then by rendezvous hash, which spreads services
+/// over the allocators of one place and lets its managers agree on one of them.
+pub(crate) fn rank(offers: &[Offer], limits: &Requirements, service: ServiceHash) -> Vec<PeerId> {
+    let mut usable: Vec<_> = offers.iter().filter(|offer| limits.within_hard(offer.rtt)).collect();
+    usable.sort_by_cached_key(|offer| {
+        let best = limits.within_soft(offer.rtt) && offer.room;
+        let weight = rendezvous(service, offer.peer);
+        (Reverse(best), bucket(offer.rtt), Reverse(weight), offer.peer)
+    });
+    usable.into_iter().map(|offer| offer.peer).collect()
+}
+
+/// Which of the steps 2, 5, 10, 20, 50, 100, ... milliseconds an RTT falls under.
+/// Logarithmic, so that managers of one place, which measure almost the same, see the
+/// same bucket almost always.
+fn bucket(rtt: Duration) -> u32 {
+    let rtt = rtt.as_micros();
+    let mut decade = 1_000;
+    let mut index = 0;
+    loop {
+        for step in [2, 5, 10] {
+            if rtt <= step * decade {
+                return index;
+            }
+            index += 1;
+        }
+        // An RTT fits a Duration, so this ends long before it overflows.
+        decade *= 10;
+    }
+}
+
+/// The weight of a peer for a service (highest random weight hashing).
+fn rendezvous(service: ServiceHash, peer: PeerId) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(b"lca/rendezvous/1")
+        .chain_update(service.as_bytes())
+        .chain_update(peer.public_key())
+        .finalize()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn requirements() -> impl Strategy<Value = Requirements> {
+        let limit = || proptest::option::of((1u64..300).prop_map(ms));
+        (limit(), limit()).prop_map(|(soft, hard)| Requirements { soft, hard })
+    }
+
+    fn instance(n: u8) -> InstanceId {
+        format!("{n:032x}").parse().unwrap()
+    }
+
+    fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+        let one = (proptest::option::of(0u64..300), 0u32..3, 0u32..5);
+        proptest::collection::vec(one, 0..12).prop_map(|all| {
+            let numbered = all.into_iter().enumerate();
+            let made = numbered.map(|(n, (rtt, in_flight, broken))| Candidate {
+                instance: instance(n as u8),
+                rtt: rtt.map(ms),
+                in_flight,
+                broken,
+            });
+            made.collect()
+        })
+    }
+
+    fn offers() -> impl Strategy<Value = Vec<Offer>> {
+        let one = (0u64..300, any::<bool>());
+        proptest::collection::vec(one, 0..12).prop_map(|all| {
+            let numbered = all.into_iter().enumerate();
+            let made = numbered.map(|(n, (rtt, room))| Offer {
+                peer: PeerId::from_public_key([n as u8; 32]),
+                rtt: ms(rtt),
+                room,
+            });
+            made.collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_chosen_one_is_within_hard_and_not_tried(
+            all in candidates(), limits in requirements(), skip in 0u8..12,
+        ) {
+            let tried = [instance(skip)];
+            let chosen = choose(&all, &limits, &tried);
+            let usable = |c: &Candidate| !tried.contains(&c.instance)
+                && limits.hard.is_none_or(|hard| c.rtt.is_some_and(|rtt| rtt <= hard));
+            prop_assert_eq!(chosen.is_some(), all.iter().any(usable));
+            if let Some(chosen) = chosen.map(|index| all[index]) {
+                prop_assert!(usable(&chosen));
+                let nearer = |c: &&Candidate| c.rtt.is_some_and(|rtt| rtt < chosen.rtt.unwrap_or(Duration::MAX));
+                let sound = |c: &&Candidate| c.broken < SUSPECT_AFTER;
+                prop_assert!(!all.iter().filter(|c| usable(c)).filter(sound).any(|c| nearer(&c)));
+            }
+        }
+
+        #[test]
+        fn the_choice_does_not_depend_on_the_order(
+            all in candidates(), limits in requirements(), turn in 0usize..12,
+        ) {
+            let chosen = choose(&all, &limits, &[]).map(|index| all[index]);
+            let mut turned = all;
+            let by = turn % turned.len().max(1);
+            turned.rotate_left(by);
+            prop_assert_eq!(choose(&turned, &limits, &[]).map(|index| turned[index]), chosen);
+        }
+
+        #[test]
+        fn the_rank_is_total_and_does_not_depend_on_the_order(
+            all in offers(), limits in requirements(), turn in 0usize..12, hash: [u8; 32],
+        ) {
+            let service = ServiceHash::from_sha256(hash);
+            let ranked = rank(&all, &limits, service);
+            prop_assert_eq!(ranked.len(), all.iter().filter(|o| limits.within_hard(o.rtt)).count());
+            let mut turned = all.clone();
+            turned.rotate_left(turn % all.len().max(1));
+            turned.reverse();
+            prop_assert_eq!(rank(&turned, &limits, service), ranked);
+        }
+
+        #[test]
+        fn the_rank_puts_first_what_is_promised_then_what_is_near(
+            all in offers(), limits in requirements(), hash: [u8; 32],
+        ) {
+            let ranked = rank(&all, &limits, ServiceHash::from_sha256(hash));
+            let key = |peer: &PeerId| {
+                let offer = all.iter().find(|offer| offer.peer == *peer).unwrap();
+                (!(limits.within_soft(offer.rtt) && offer.room), bucket(offer.rtt))
+            };
+            prop_assert!(ranked.is_sorted_by_key(key));
+        }
+
+        #[test]
+        fn buckets_are_monotonic(a in 0u64..10_000_000, b in 0u64..10_000_000) {
+            let (a, b) = (a.min(b), a.max(b));
+            prop_assert!(bucket(Duration::from_micros(a)) <= bucket(Duration::from_micros(b)));
+        }
+
+        #[test]
+        fn nobody_loosens(a in requirements(), b in requirements(), c in requirements(), rtt in 0u64..400) {
+            let limits = effective(a, b, c);
+            let rtt = ms(rtt);
+            prop_assert!(!limits.within_hard(rtt) || [a, b, c].iter().all(|l| l.within_hard(rtt)));
+        }
+    }
+
+    #[test]
+    fn buckets_end_where_the_design_says() {
+        let edges = [0, 2, 3, 5, 6, 10, 11, 20, 21, 50, 51, 100, 101, 200];
+        let buckets: Vec<_> = edges.into_iter().map(|edge| bucket(ms(edge))).collect();
+        assert_eq!(buckets, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]);
+        assert!(bucket(Duration::MAX) > 40, "any duration has a bucket");
+    }
+
+    #[test]
+    fn services_spread_over_allocators_that_are_equally_near() {
+        let peers = [1, 2, 3].map(|n| PeerId::from_public_key([n; 32]));
+        let offers = peers.map(|peer| Offer { peer, rtt: ms(1), room: true });
+        let mut firsts = std::collections::HashSet::new();
+        for service in 0..100 {
+            let service = ServiceHash::from_sha256([service; 32]);
+            firsts.insert(rank(&offers, &Requirements::default(), service)[0]);
+        }
+        assert_eq!(firsts.len(), 3);
+    }
+
+    #[test]
+    fn one_that_keeps_breaking_off_is_used_only_if_there_is_no_other() {
+        let near = Candidate { instance: instance(1), rtt: Some(ms(1)), in_flight: 0, broken: 3 };
+        let far = Candidate { instance: instance(2), rtt: Some(ms(9)), in_flight: 0, broken: 0 };
+        let limits = Requirements::default();
+        assert_eq!(choose(&[near, far], &limits, &[]), Some(1));
+        assert_eq!(choose(&[near], &limits, &[]), Some(0));
+    }
+}

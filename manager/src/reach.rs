@@ -1,0 +1,113 @@
+//! The questions a manager asks other peers, each with a deadline of its own that
+//! includes connecting, so that a dead peer costs that long and never longer.
+
+use std::{sync::Arc, time::Duration};
+
+use lca::{
+    Error, InstanceId, Kind, PeerId, Result, ServiceHash,
+    api::{
+        self,
+        proto::{self, allocator_client::AllocatorClient, instances_client::InstancesClient},
+    },
+    discovery::Discovery,
+    endpoint::Endpoint,
+    headers::Load,
+    mesh::Mesh,
+};
+use tonic::transport::Channel;
+
+/// The way to other peers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach {
+    pub(crate) discovery: Arc<dyn Discovery>,
+    pub(crate) mesh: Arc<dyn Mesh>,
+}
+
+impl Reach {
+    /// A channel to `to`.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] if it cannot be reached; [`Kind::Timeout`] if that takes
+    /// longer than `within`.
+    pub(crate) async fn channel(&self, to: &Endpoint, within: Duration) -> Result<Channel> {
+        match tokio::time::timeout(within, self.mesh.grpc(to)).await {
+            Ok(channel) => channel,
+            Err(_) => Err(silent(to, within)),
+        }
+    }
+
+    /// How far away `to` is, after a probe if nobody knows yet.
+    ///
+    /// # Errors
+    /// As [`Self::channel`].
+    pub(crate) async fn measure(&self, to: &Endpoint, within: Duration) -> Result<Duration> {
+        if let Some(rtt) = self.mesh.rtt(to.peer) {
+            return Ok(rtt);
+        }
+        match tokio::time::timeout(within, self.mesh.measure(to)).await {
+            Ok(rtt) => rtt,
+            Err(_) => Err(silent(to, within)),
+        }
+    }
+
+    /// The instances `to` runs.
+    ///
+    /// # Errors
+    /// As [`Self::channel`], or what it answered.
+    pub(crate) async fn instances(
+        &self,
+        to: &Endpoint,
+        which: proto::ListInstancesRequest,
+        within: Duration,
+    ) -> Result<Vec<proto::Instance>> {
+        let asked = async {
+            let mut client = InstancesClient::new(self.mesh.grpc(to).await?);
+            let request = api::within(within, which);
+            Ok::<_, Error>(client.list_instances(request).await?.into_inner().instances)
+        };
+        let answered = tokio::time::timeout(within, asked).await;
+        let mut instances = answered.unwrap_or_else(|_| Err(silent(to, within)))?;
+        // A peer speaks for itself alone.
+        let peer = to.peer.to_string();
+        instances.retain(|instance| instance.peer == peer);
+        Ok(instances)
+    }
+
+    /// What the allocator `to` offers.
+    ///
+    /// # Errors
+    /// As [`Self::channel`], or what it answered.
+    pub(crate) async fn describe(
+        &self,
+        to: &Endpoint,
+        within: Duration,
+    ) -> Result<proto::DescribeResponse> {
+        let asked = async {
+            let mut client = AllocatorClient::new(self.mesh.grpc(to).await?);
+            let request = api::within(within, proto::DescribeRequest {});
+            Ok::<_, Error>(client.describe(request).await?.into_inner())
+        };
+        tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(silent(to, within)))
+    }
+
+    /// The round trip to `peer` as the API shows it.
+    pub(crate) fn rtt_us(&self, peer: PeerId) -> Option<u64> {
+        self.mesh.rtt(peer).map(|rtt| rtt.as_micros() as u64)
+    }
+}
+
+fn silent(to: &Endpoint, within: Duration) -> Error {
+    let peer = to.peer.short();
+    Error::new(Kind::Timeout, format!("peer {peer} did not answer within {within:?}"))
+}
+
+/// An instance as a peer describes it, if it takes requests for `service`.
+pub(crate) fn ready(
+    instance: &proto::Instance,
+    service: ServiceHash,
+) -> Option<(InstanceId, Load)> {
+    let hash: ServiceHash = instance.service_hash.parse().ok()?;
+    let id = instance.id.parse().ok()?;
+    (hash == service && instance.state() == proto::InstanceState::Ready)
+        .then(|| (id, instance.load.map(Load::from).unwrap_or_default()))
+}

@@ -1,0 +1,7 @@
+//! Flows of a whole manager over the in-memory network, with fakes for everyone else.
+
+mod allocating;
+mod picking;
+mod registry;
+mod relaying;
+mod world;

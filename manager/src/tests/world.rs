@@ -1,0 +1,326 @@
+//! A network of fakes around real managers: a registry, allocators that do as they are
+//! told, and distances set by hand.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use lca::{
+    Digest, Error, InstanceId, Kind, PeerId, Result, ServiceHash, Spec,
+    api::proto::{
+        self, AllocateRequest, Instance, InstanceState,
+        allocator_server::{Allocator, AllocatorServer},
+        instances_server::{Instances, InstancesServer},
+    },
+    discovery::{
+        Discovery, Key,
+        memory::{Network, Peer},
+    },
+    endpoint::Role,
+    mesh::Mesh,
+    shutdown::Tasks,
+    specs::{self, Specs},
+};
+use tokio::{sync::Semaphore, time::Instant};
+use tonic::{Request, Response, Status, service::Routes};
+
+use super::registry::FakeRegistry;
+use crate::{Config, Manager, Target, Wish, relay::Relayed};
+
+/// Longest anything may take in a test, by the test's clock.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The name of the service of most tests.
+pub(crate) const HELLO: &str = "hello";
+
+pub(crate) struct World {
+    pub(crate) network: Network,
+    pub(crate) registry_peer: Peer,
+    pub(crate) registry: FakeRegistry,
+    tasks: Mutex<Tasks>,
+}
+
+/// A node with a manager.
+pub(crate) struct Client {
+    pub(crate) peer: Peer,
+    pub(crate) manager: Manager,
+}
+
+impl World {
+    /// A network with a registry that knows these specs.
+    pub(crate) fn with(specs: impl IntoIterator<Item = proto::ServiceSpec>) -> Self {
+        let network = Network::default();
+        let registry = FakeRegistry::default();
+        specs.into_iter().for_each(|spec| registry.put(spec));
+        let registry_peer = network.join(&[Role::Registry]);
+        registry_peer.serve(Routes::new(registry.clone().into_server()));
+        Self { network, registry_peer, registry, tasks: Mutex::default() }
+    }
+
+    /// A network whose registry knows [`HELLO`] without requirements.
+    pub(crate) fn new() -> Self {
+        Self::with([spec(HELLO)])
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.client_with(Config::default())
+    }
+
+    pub(crate) fn client_with(&self, config: Config) -> Client {
+        let peer = self.network.join(&[Role::Proxy]);
+        self.client_at(peer.clone(), Arc::new(peer), config)
+    }
+
+    /// A client that discovers through `discovery`.
+    pub(crate) fn client_at(
+        &self,
+        peer: Peer,
+        discovery: Arc<dyn Discovery>,
+        config: Config,
+    ) -> Client {
+        let mesh: Arc<dyn Mesh> = Arc::new(peer.clone());
+        let spawner = self.tasks.lock().unwrap().spawner();
+        let ttl = Duration::from_secs(2);
+        let specs = specs::Config { ttl, file: None };
+        let specs = Specs::start(specs, discovery.clone(), mesh.clone(), &spawner).unwrap();
+        let manager = Manager::start(config, specs, discovery, mesh, &spawner);
+        Client { peer, manager }
+    }
+
+    /// An allocator that starts whatever it is asked for.
+    pub(crate) fn allocator(&self) -> FakeAllocator {
+        self.allocator_that(Behaviour::Starts)
+    }
+
+    pub(crate) fn allocator_that(&self, behaviour: Behaviour) -> FakeAllocator {
+        let peer = self.network.join(&[Role::Allocator]);
+        let state = State { behaviour, instances: Vec::new(), asked: Vec::new() };
+        let allocator = FakeAllocator { peer, state: Arc::new(Mutex::new(state)) };
+        allocator.peer.serve(
+            Routes::new(AllocatorServer::new(allocator.clone()))
+                .add_service(InstancesServer::new(allocator.clone())),
+        );
+        allocator
+    }
+
+    /// Stops everything that the managers have spawned. True if nothing was forced.
+    pub(crate) async fn drain(&self) -> bool {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
+        tasks.drain(PATIENCE).await
+    }
+
+    pub(crate) fn distance(&self, client: &Client, allocator: &FakeAllocator, ms: u64) {
+        let rtt = Duration::from_millis(ms);
+        self.network.set_rtt(client.peer.local(), allocator.id(), rtt);
+    }
+}
+
+impl Client {
+    pub(crate) async fn pick(&self) -> Result<Target> {
+        self.manager.pick(wish(HELLO)).await
+    }
+}
+
+pub(crate) fn wish(service: &str) -> Wish {
+    Wish::new(service.parse().unwrap(), Instant::now() + PATIENCE)
+}
+
+/// A spec with defaults and a program of its own.
+pub(crate) fn spec(name: &str) -> proto::ServiceSpec {
+    let artifact = Digest::of(name.as_bytes()).to_string();
+    proto::ServiceSpec { name: name.into(), artifact, ..Default::default() }
+}
+
+pub(crate) fn hash_of(spec: &proto::ServiceSpec) -> ServiceHash {
+    Spec::try_from(spec.clone()).unwrap().hash()
+}
+
+/// What a fake allocator does when it is asked to start something.
+#[derive(Clone, Debug)]
+pub(crate) enum Behaviour {
+    Starts,
+    /// Starts or stops one for each permit.
+    Waits(Arc<Semaphore>),
+    Refuses(Error),
+    /// Starts this, and refuses whatever else the service is said to be.
+    StartsOnly(ServiceHash),
+}
+
+impl Behaviour {
+    pub(crate) fn full(of: &str) -> Self {
+        Self::Refuses(Error::new(Kind::NoCapacity, of))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FakeAllocator {
+    pub(crate) peer: Peer,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    behaviour: Behaviour,
+    instances: Vec<Instance>,
+    asked: Vec<AllocateRequest>,
+}
+
+impl FakeAllocator {
+    pub(crate) fn id(&self) -> PeerId {
+        self.peer.local()
+    }
+
+    /// What it was asked to start.
+    pub(crate) fn asked(&self) -> Vec<AllocateRequest> {
+        self.lock().asked.clone()
+    }
+
+    /// Starts an instance by itself and announces it.
+    pub(crate) async fn runs(&self, spec: &proto::ServiceSpec) -> InstanceId {
+        let hash = hash_of(spec);
+        self.peer.announce(Key::Service(hash)).await.unwrap();
+        self.runs_quietly(spec, InstanceId::random())
+    }
+
+    /// Starts an instance that nobody is told of.
+    pub(crate) fn runs_quietly(&self, spec: &proto::ServiceSpec, id: InstanceId) -> InstanceId {
+        let instance = self.instance(&spec.name, &hash_of(spec).to_string(), id);
+        self.lock().instances.push(instance);
+        id
+    }
+
+    /// Puts an instance of it into another state.
+    pub(crate) fn set(&self, id: InstanceId, state: InstanceState) {
+        for instance in &mut self.lock().instances {
+            if instance.id == id.to_string() {
+                instance.state = state.into();
+            }
+        }
+    }
+
+    /// Makes it claim that an instance of it lives on another peer.
+    pub(crate) fn set_peer(&self, id: InstanceId, peer: PeerId) {
+        for instance in &mut self.lock().instances {
+            if instance.id == id.to_string() {
+                instance.peer = peer.to_string();
+            }
+        }
+    }
+
+    pub(crate) fn instances(&self) -> Vec<Instance> {
+        self.lock().instances.clone()
+    }
+
+    fn instance(&self, service: &str, hash: &str, id: InstanceId) -> Instance {
+        Instance {
+            id: id.to_string(),
+            service: service.to_owned(),
+            service_hash: hash.to_owned(),
+            peer: self.id().to_string(),
+            state: InstanceState::Ready.into(),
+            ..Default::default()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl Allocator for FakeAllocator {
+    type LogsStream = Relayed<proto::LogChunk>;
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<proto::AllocateResponse>, Status> {
+        let request = request.into_inner();
+        let behaviour = {
+            let mut state = self.lock();
+            state.asked.push(request.clone());
+            state.behaviour.clone()
+        };
+        match behaviour {
+            Behaviour::Starts => {}
+            Behaviour::Waits(permits) => permits.acquire().await.unwrap().forget(),
+            Behaviour::Refuses(error) => return Err(error.into()),
+            Behaviour::StartsOnly(hash) if request.service_hash != hash.to_string() => {
+                return Err(Error::new(Kind::FailedPrecondition, "not as asked for").into());
+            }
+            Behaviour::StartsOnly(_) => {}
+        }
+        let mut state = self.lock();
+        let ready = state.instances.iter().find(|instance| {
+            instance.service_hash == request.service_hash
+                && instance.state() == InstanceState::Ready
+                && request.mode() != proto::allocate_request::Mode::New
+        });
+        let joined = ready.cloned();
+        let instance = joined.clone().unwrap_or_else(|| {
+            self.instance(&request.service, &request.service_hash, InstanceId::random())
+        });
+        if joined.is_none() {
+            state.instances.push(instance.clone());
+        }
+        let steps =
+            vec![proto::Step { name: "spawn".into(), duration_us: 7, ..Default::default() }];
+        Ok(Response::new(proto::AllocateResponse {
+            instance: Some(instance),
+            joined: joined.is_some(),
+            steps,
+        }))
+    }
+
+    async fn release(
+        &self,
+        request: Request<proto::ReleaseRequest>,
+    ) -> Result<Response<proto::ReleaseResponse>, Status> {
+        let id: InstanceId = request.into_inner().instance.parse().map_err(Error::from)?;
+        let behaviour = self.lock().behaviour.clone();
+        if let Behaviour::Waits(permits) = behaviour {
+            permits.acquire().await.unwrap().forget();
+        }
+        self.set(id, InstanceState::Stopped);
+        let instance = self.instances().into_iter().find(|one| one.id == id.to_string());
+        Ok(Response::new(proto::ReleaseResponse { instance }))
+    }
+
+    async fn describe(
+        &self,
+        _request: Request<proto::DescribeRequest>,
+    ) -> Result<Response<proto::DescribeResponse>, Status> {
+        let capacity = |instances| Some(proto::Capacity { instances, ..Default::default() });
+        let used = capacity(self.instances().len() as u32);
+        let total = capacity(8);
+        Ok(Response::new(proto::DescribeResponse { total, used, ..Default::default() }))
+    }
+
+    async fn logs(
+        &self,
+        request: Request<proto::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let id = request.into_inner().instance;
+        let chunk = |text: String| Ok(proto::LogChunk { data: text.into_bytes().into() });
+        let chunks = [chunk(format!("log of {id}\n")), chunk("the end\n".to_owned())];
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+}
+
+#[tonic::async_trait]
+impl Instances for FakeAllocator {
+    async fn list_instances(
+        &self,
+        request: Request<proto::ListInstancesRequest>,
+    ) -> Result<Response<proto::ListInstancesResponse>, Status> {
+        let which = request.into_inner();
+        let mut instances = self.instances();
+        instances.retain(|instance| {
+            (which.service.is_empty() || which.service == instance.service)
+                && (which.service_hash.is_empty() || which.service_hash == instance.service_hash)
+                && (which.include_ended || instance.state() != InstanceState::Stopped)
+        });
+        Ok(Response::new(proto::ListInstancesResponse { instances, ..Default::default() }))
+    }
+}
