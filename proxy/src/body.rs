@@ -1,0 +1,240 @@
+//! A request's body that can be sent again: from its beginning if it was small enough
+//! to hold, or as long as nobody has taken any of it.
+//!
+//! It is held while it is sent, not before: the first attempt waits for nothing.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use lca_node::h1::{self, Body, BoxError, Patient};
+
+/// The body of one request, for all its attempts.
+pub(crate) struct Upload<B> {
+    // None: there is no body, which is trivially whole.
+    state: Option<Arc<Mutex<State<B>>>>,
+}
+
+struct State<B> {
+    // With an attempt while that lives.
+    source: Option<Patient<B>>,
+    hint: SizeHint,
+    hold: bool,
+    held: Vec<Bytes>,
+    // Something was taken that is not held.
+    lost: bool,
+    failed: bool,
+    // The attempt that waits for the one before it to let go.
+    waiting: Option<Waker>,
+}
+
+impl<B> Upload<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Holds the body if it says that it has at most `hold` bytes. Its source may be
+    /// silent for `stall`.
+    pub(crate) fn new(body: B, hold: u64, stall: Duration) -> Self {
+        if body.is_end_stream() {
+            return Self { state: None };
+        }
+        let hint = body.size_hint();
+        let hold = hint.exact().is_some_and(|length| length <= hold);
+        let state = State {
+            source: Some(Patient::new(body, stall)),
+            hint,
+            hold,
+            held: Vec::new(),
+            lost: false,
+            failed: false,
+            waiting: None,
+        };
+        Self { state: Some(Arc::new(Mutex::new(state))) }
+    }
+
+    /// Whether another attempt could send all of it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| {
+            let state = lock(state);
+            !state.lost && !state.failed
+        })
+    }
+
+    /// Whether its source broke off or fell silent.
+    pub(crate) fn failed(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| lock(state).failed)
+    }
+
+    /// The body for one more attempt. It begins once the one before is dropped.
+    pub(crate) fn attempt(&self) -> Body {
+        match &self.state {
+            None => h1::empty(),
+            Some(state) => {
+                let hint = lock(state).hint;
+                Attempt { state: state.clone(), source: None, next: 0, hint }.boxed_unsync()
+            }
+        }
+    }
+}
+
+fn lock<B>(state: &Mutex<State<B>>) -> MutexGuard<'_, State<B>> {
+    // Nothing panics while holding it.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Attempt<B> {
+    state: Arc<Mutex<State<B>>>,
+    source: Option<Patient<B>>,
+    // Of what is held, the first that this attempt has not sent.
+    next: usize,
+    hint: SizeHint,
+}
+
+impl<B> HttpBody for Attempt<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let mut state = lock(&this.state);
+        if let Some(held) = state.held.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(held.clone()))));
+        }
+        if this.source.is_none() {
+            this.source = state.source.take();
+        }
+        let Some(source) = &mut this.source else {
+            state.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let frame = ready!(Pin::new(source).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => match frame.data_ref() {
+                Some(data) if state.hold => {
+                    state.held.push(data.clone());
+                    this.next += 1;
+                }
+                _ => state.lost = true,
+            },
+            Some(Err(_)) => state.failed = true,
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_some_and(HttpBody::is_end_stream)
+            && self.next >= lock(&self.state).held.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // Asked once, for the head.
+        self.hint
+    }
+}
+
+impl<B> Drop for Attempt<B> {
+    fn drop(&mut self) {
+        if let Some(source) = self.source.take() {
+            let mut state = lock(&self.state);
+            state.source = Some(source);
+            if let Some(waiting) = state.waiting.take() {
+                waiting.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, stream};
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    async fn all(body: Body) -> Bytes {
+        body.collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test]
+    async fn a_small_body_can_be_sent_from_its_beginning_again_and_again() {
+        let upload = Upload::new(Full::new(Bytes::from_static(b"small")), 5, STALL);
+        for _ in 0..3 {
+            assert!(upload.is_whole());
+            let attempt = upload.attempt();
+            assert_eq!(attempt.size_hint().exact(), Some(5));
+            assert_eq!(all(attempt).await, "small");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_whole_until_some_of_it_is_taken() {
+        let upload = Upload::new(Full::new(Bytes::from_static(b"larger")), 5, STALL);
+        drop(upload.attempt());
+        assert!(upload.is_whole());
+        assert_eq!(all(upload.attempt()).await, "larger");
+        assert!(!upload.is_whole());
+    }
+
+    #[tokio::test]
+    async fn an_attempt_waits_until_the_one_before_lets_go() {
+        let frames = ["a", "b"].map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from(text))));
+        let body = Sized(StreamBody::new(stream::iter(frames)));
+        assert_eq!(body.size_hint().exact(), Some(2));
+        let upload = Upload::new(body, 5, STALL);
+        let mut first = upload.attempt();
+        first.frame().await.unwrap().unwrap();
+        let mut second = upload.attempt();
+        assert_eq!(second.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        assert!(second.frame().now_or_never().is_none());
+        drop(first);
+        assert_eq!(all(second).await, "b");
+        assert!(upload.is_whole());
+    }
+
+    #[tokio::test]
+    async fn no_body_is_always_whole_and_a_broken_one_never() {
+        let none = Upload::new(Full::new(Bytes::new()), 5, STALL);
+        assert!(none.is_whole() && none.attempt().is_end_stream());
+        let frames = [Err::<Frame<Bytes>, BoxError>("reset".into())];
+        let upload = Upload::new(StreamBody::new(stream::iter(frames)), 5, STALL);
+        assert!(upload.attempt().collect().await.is_err());
+        assert!(upload.failed() && !upload.is_whole());
+    }
+
+    /// A body of two bytes that knows it.
+    struct Sized<B>(B);
+
+    impl<B: HttpBody + Unpin> HttpBody for Sized<B> {
+        type Data = B::Data;
+        type Error = B::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+            Pin::new(&mut self.0).poll_frame(cx)
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(2)
+        }
+    }
+}

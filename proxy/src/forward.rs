@@ -1,0 +1,270 @@
+//! One request: routed, picked for, sent, perhaps sent again, and its answer passed
+//! back.
+
+use std::{net::SocketAddr, time::Duration};
+
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use hyper::body::Incoming;
+use lca::{
+    Error, Kind, PeerId, RequestId, Result,
+    endpoint::Endpoint,
+    headers::{FAILURE, Failure, INSTANCE, LOAD, Load, REFUSAL, REQUEST_ID, Refusal, SERVICE},
+};
+use lca_manager::{Manager, Outcome, Target, Wish};
+use lca_node::{
+    Node,
+    h1::{self, Body, Failed},
+    mesh,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    Config,
+    body::Upload,
+    headers::{self, Via},
+    retry::Trouble,
+    route::{Route, route},
+};
+
+/// When to come again after a moment's trouble: by then another instance is known, or
+/// this one is gone from what is known.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Beyond the deadline that [`Manager::pick`] was given, which it keeps by itself.
+const PICK_MARGIN: Duration = Duration::from_secs(1);
+
+/// Connects to the ingress of peers.
+#[derive(Debug)]
+struct Peers(Node);
+
+impl h1::Dial for Peers {
+    type To = Endpoint;
+    type Key = PeerId;
+    type Io = mesh::Stream;
+
+    fn key(&self, to: &Endpoint) -> PeerId {
+        to.peer
+    }
+
+    async fn dial(&self, to: &Endpoint) -> Result<mesh::Stream> {
+        self.0.connect(to, mesh::Alpn::H1).await
+    }
+}
+
+/// What all requests of a front share.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    config: Config,
+    manager: Manager,
+    pool: h1::Pool<Peers>,
+    via: Via,
+}
+
+/// Who sent a request, and where it came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) from: SocketAddr,
+    pub(crate) own: SocketAddr,
+}
+
+/// The request itself broke off: nobody is there to be answered.
+#[derive(Debug, thiserror::Error)]
+#[error("the request broke off")]
+pub(crate) struct BrokenOff;
+
+/// Why there is no answer to pass back.
+enum Stopped {
+    /// This is to be said.
+    Failed(Error),
+    /// Nobody is there to be told: see [`BrokenOff`].
+    BrokenOff,
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Forward {
+    pub(crate) fn new(config: Config, manager: Manager, node: Node) -> Self {
+        let via = Via::new(node.peer());
+        Self { config, manager, pool: h1::Pool::new(Peers(node), config.peers), via }
+    }
+
+    /// Answers one request; what went wrong on our side is `problem+json`. An error
+    /// closes the connection. Dropping it gives up the request everywhere.
+    pub(crate) async fn answer(
+        &self,
+        client: Client,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, BrokenOff> {
+        let id = RequestId::random();
+        let mut answer = match self.try_answer(client, request, &id).await {
+            Ok(answer) => answer,
+            Err(Stopped::BrokenOff) => return Err(BrokenOff),
+            Err(Stopped::Failed(error)) => {
+                tracing::debug!(request = %id, kind = error.kind().slug(), error = error.chain(), "failed");
+                let mut problem = error.to_problem(id.as_str()).map(h1::full);
+                if problem.status() == StatusCode::METHOD_NOT_ALLOWED {
+                    let methods = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+                    problem.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+                }
+                problem
+            }
+        };
+        answer.headers_mut().insert(REQUEST_ID, header_value(&id));
+        Ok(answer)
+    }
+
+    async fn try_answer(
+        &self,
+        client: Client,
+        request: Request<Incoming>,
+        id: &RequestId,
+    ) -> Result<Response<Body>, Stopped> {
+        let (mut parts, body) = request.into_parts();
+        let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
+        let (service, target, authority) = match routed {
+            Route::Service { service, target, authority } => (service, target, authority),
+            Route::Redirect(location) => return Ok(redirect(location)),
+        };
+        let deadline = Instant::now() + self.config.start;
+        let mut wish = Wish::new(service, deadline);
+        wish.request = Some(id.clone());
+        wish.tighten = headers::tightening(&parts.headers)?;
+        let from = client.from.ip();
+        headers::for_ingress(&mut parts.headers, from, &authority, &wish.service, &self.via)?;
+        parts.headers.insert(REQUEST_ID, header_value(id));
+        parts.uri = target.into();
+        let Config { hold, peers, attempts, refusals, .. } = self.config;
+        let upload = Upload::new(body, hold, peers.stall);
+        let mut before = None;
+        let (mut unseen, mut seen) = (0, 0);
+        loop {
+            let target = match self.pick(wish.clone()).await {
+                Ok(target) => target,
+                // Nowhere else to go. If an application has had the request, that it
+                // broke off says more than that there is no other.
+                Err(error) => return Err(before.unwrap_or(error).into()),
+            };
+            tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
+                peer = %target.endpoint.peer.short(), unseen, seen, "sending");
+            let request = to_instance(&parts, &target, upload.attempt());
+            let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
+                Ok(answer) => match self.judge(&target, &answer) {
+                    None => return Ok(to_client(answer)),
+                    Some(trouble) => (trouble, None),
+                },
+                Err(Failed::NotSent(_, error)) => (Trouble::NotSent, Some(error)),
+                Err(Failed::Sent(cause, error)) => match Trouble::of(cause) {
+                    Some(trouble) => (trouble, Some(error)),
+                    None => return Err(Stopped::BrokenOff),
+                },
+            };
+            if upload.failed() {
+                return Err(Stopped::BrokenOff);
+            }
+            self.manager.report(&target, outcome(trouble));
+            let error = explain(&target, trouble, cause);
+            tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
+                peer = %target.endpoint.peer.short(), error = error.chain(), "attempt failed");
+            let maybe_seen = !matches!(trouble, Trouble::Refused(_) | Trouble::NotSent);
+            *(if maybe_seen { &mut seen } else { &mut unseen }) += 1;
+            let again = trouble.allows_another(&parts.method, upload.is_whole())
+                && seen < attempts
+                && unseen < refusals
+                && Instant::now() < deadline;
+            if !again {
+                return Err(error.into());
+            }
+            before = before.or(maybe_seen.then_some(error));
+            wish.tried.push(target.instance);
+        }
+    }
+
+    async fn pick(&self, wish: Wish) -> Result<Target> {
+        let (deadline, start) = (wish.deadline + PICK_MARGIN, self.config.start);
+        timeout_at(deadline, self.manager.pick(wish)).await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Timeout, format!("no instance was found within {start:?}")))
+        })
+    }
+
+    /// Whether an answer is the application's, which is reported, or says that there
+    /// is none.
+    fn judge(&self, target: &Target, answer: &Response<Body>) -> Option<Trouble> {
+        let headers = answer.headers();
+        if let Some(refusal) = headers.get(REFUSAL) {
+            return Some(Trouble::Refused(Refusal::from_header(refusal)));
+        }
+        if let Some(failure) = headers.get(FAILURE) {
+            return Some(Failure::from_header(failure).into());
+        }
+        let load = headers.get(LOAD).map(Load::from_header).unwrap_or_default();
+        self.manager.report(target, Outcome::Answered(load));
+        None
+    }
+}
+
+fn outcome(trouble: Trouble) -> Outcome {
+    match trouble {
+        Trouble::Refused(refusal) => Outcome::Refused(refusal),
+        Trouble::NotSent => Outcome::Unreachable,
+        Trouble::Silent | Trouble::Garbled | Trouble::Late => Outcome::Broken,
+    }
+}
+
+/// The sentence for a client whose request ends with this.
+fn explain(target: &Target, trouble: Trouble, cause: Option<Error>) -> Error {
+    let Target { service, instance, endpoint, .. } = target;
+    let (instance, peer) = (instance.short(), endpoint.peer.short());
+    let who = format!("instance {instance} of {service} on peer {peer}");
+    let unavailable = |text: String| Error::new(Kind::Unavailable, text).retry_after(MOMENT);
+    let error = match trouble {
+        Trouble::Refused(Refusal::Draining) => unavailable(format!("{who} is stopping")),
+        Trouble::Refused(Refusal::Unknown) => unavailable(format!("{who} is gone")),
+        Trouble::Refused(Refusal::Overloaded) => {
+            Error::new(Kind::NoCapacity, format!("{who} is overloaded")).retry_after(MOMENT)
+        }
+        Trouble::NotSent => unavailable(format!("peer {peer} with {who} cannot be reached")),
+        Trouble::Silent => {
+            Error::new(Kind::BadGateway, format!("{who} broke off without an answer"))
+        }
+        Trouble::Garbled => {
+            Error::new(Kind::BadGateway, format!("{who} answered what is not HTTP"))
+        }
+        Trouble::Late => Error::new(Kind::Timeout, format!("{who} did not answer in time")),
+    };
+    match cause {
+        Some(cause) => error.because(cause),
+        None => error,
+    }
+}
+
+/// The request as it goes to ingress. The headers are kept for another attempt.
+fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = parts.headers.clone();
+    request.headers_mut().insert(SERVICE, header_value(&target.hash));
+    request.headers_mut().insert(INSTANCE, header_value(&target.instance));
+    request
+}
+
+fn to_client(answer: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    parts.version = Version::HTTP_11;
+    headers::for_client(&mut parts.headers);
+    Response::from_parts(parts, body)
+}
+
+fn redirect(location: HeaderValue) -> Response<Body> {
+    let mut answer = Response::new(h1::empty());
+    *answer.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    answer.headers_mut().insert(header::LOCATION, location);
+    answer
+}
+
+fn header_value(id: &impl ToString) -> HeaderValue {
+    HeaderValue::try_from(id.to_string()).expect("ids are visible ASCII")
+}

@@ -1,0 +1,210 @@
+//! The listener of a front, and the connections of its clients.
+
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lca::{Error, Kind, Result, shutdown::Spawner};
+use lca_manager::Manager;
+use lca_node::{Node, h1::Bounded};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config,
+    forward::{Client, Forward},
+};
+
+/// Headers a request may have, and room for its head.
+const MAX_HEADERS: usize = 100;
+const MAX_HEAD: usize = 64 << 10;
+/// After an accept that failed for want of descriptors: time for some to come free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections over the limit that are told so at once; beyond, they are just closed.
+const MAX_REFUSALS: usize = 64;
+/// For a client to read that it is refused.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// What it reads. Without a body: nobody knows yet what was asked.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// A front that is bound and not serving yet.
+#[derive(Debug)]
+pub struct Front {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    forward: Forward,
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+}
+
+impl Front {
+    /// Binds `address`; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// [`Kind::PermissionDenied`] for an address other machines can reach, unless the
+    /// configuration allows it; [`Kind::Conflict`] naming the address if it is in use;
+    /// [`Kind::Unavailable`] if it cannot be bound for another reason.
+    pub async fn bind(
+        address: SocketAddr,
+        config: Config,
+        manager: Manager,
+        node: Node,
+    ) -> Result<Self> {
+        if !address.ip().to_canonical().is_loopback() && !config.allow_non_loopback {
+            return Err(Error::new(
+                Kind::PermissionDenied,
+                format!("the front may not listen on {address}: other machines could reach it"),
+            )
+            .hint("use 127.0.0.1 or [::1]"));
+        }
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            let failed = match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    Error::new(Kind::Conflict, format!("{address} is in use"))
+                        .hint("another daemon may be running; choose another port")
+                }
+                _ => Error::new(Kind::Unavailable, format!("cannot listen on {address}")),
+            };
+            failed.because(error)
+        })?;
+        let address = listener.local_addr().map_err(|error| {
+            Error::new(Kind::Internal, "a listener has no address").because(error)
+        })?;
+        let shared = Arc::new(Shared {
+            config,
+            forward: Forward::new(config, manager, node),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+        });
+        Ok(Self { listener, address, shared })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the daemon is asked to stop. Then unused connections are closed
+    /// at once, and open requests finish within the daemon's grace.
+    pub fn serve(self, spawner: &Spawner) {
+        let stop = spawner.stop_token();
+        spawner.spawn("front", self.run(stop, spawner.clone()));
+    }
+
+    /// Serves until `stop` is cancelled or the daemon is asked to stop.
+    pub fn serve_until(self, stop: CancellationToken, spawner: &Spawner) {
+        let (stopping, spawned) = (spawner.stop_token(), spawner.clone());
+        spawner.spawn_short(async move {
+            let both = stop.child_token();
+            tokio::join!(self.run(both.clone(), spawned), async {
+                tokio::select! {
+                    () = stopping.cancelled() => both.cancel(),
+                    () = both.cancelled() => {}
+                }
+            });
+        });
+    }
+
+    async fn run(self, stop: CancellationToken, spawner: Spawner) {
+        let Self { listener, shared, address } = self;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%address, %error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            match shared.connections.clone().try_acquire_owned() {
+                Ok(permit) => {
+                    spawner.spawn_short(connection(
+                        shared.clone(),
+                        stream,
+                        from,
+                        stop.clone(),
+                        permit,
+                    ));
+                }
+                Err(_) => {
+                    if let Ok(permit) = shared.refusals.clone().try_acquire_owned() {
+                        spawner.spawn_short(refuse(stream, permit));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn connection(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    from: SocketAddr,
+    stop: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+) {
+    let own = match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
+        Ok(own) => own,
+        Err(error) => return tracing::debug!(client = %from, %error, "connection over"),
+    };
+    let Config { header, grace, peers, .. } = shared.config;
+    let client = Client { from, own };
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { shared.forward.answer(client, request).await }
+    });
+    let mut served = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(Bounded::new(stream, peers.stall)), service)
+    );
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            match timeout(grace, served).await {
+                Ok(result) => result,
+                Err(_) => return tracing::debug!(client = %from, "cut off after the grace"),
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(client = %from, %error, "connection over");
+    }
+}
+
+/// Says that there are too many, and waits for the client to have read it: closing
+/// with bytes of it unread would take the answer back.
+async fn refuse(mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    let told = async {
+        stream.write_all(REFUSAL).await?;
+        stream.shutdown().await?;
+        let mut unread = [0; 4096];
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    if !matches!(timeout(REFUSAL_TIME, told).await, Ok(Ok(()))) {
+        tracing::debug!("a refused client did not leave by itself");
+    }
+}

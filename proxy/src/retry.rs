@@ -1,0 +1,97 @@
+//! Whether a request that failed may be sent once more. One table, so that "at most
+//! once" can be read off it.
+
+use http::Method;
+use lca::headers::{Failure, Refusal};
+use lca_node::h1::Cause;
+
+/// What went wrong with an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Ingress refused it: the application saw nothing.
+    Refused(Refusal),
+    /// The peer could not be reached: nobody saw anything.
+    NotSent,
+    /// It was sent, and nothing came back.
+    Silent,
+    /// It was sent, and what came back was no answer.
+    Garbled,
+    /// It was sent, and no answer came in time.
+    Late,
+}
+
+impl Trouble {
+    /// Whether this attempt may be followed by another, elsewhere. `whole` says
+    /// whether the body could be sent again from its beginning.
+    pub(crate) fn allows_another(self, method: &Method, whole: bool) -> bool {
+        whole
+            && match self {
+                Self::Refused(_) | Self::NotSent => true,
+                Self::Silent => is_idempotent(method),
+                // A byte of an answer came, or the client has waited long enough.
+                Self::Garbled | Self::Late => false,
+            }
+    }
+
+    /// What a failed exchange with ingress means; none if it was the request's own
+    /// body that failed.
+    pub(crate) fn of(cause: Cause) -> Option<Self> {
+        match cause {
+            Cause::Silent => Some(Self::Silent),
+            Cause::Garbled => Some(Self::Garbled),
+            Cause::Late => Some(Self::Late),
+            Cause::Body => None,
+        }
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Silent => Self::Silent,
+            Failure::Garbled => Self::Garbled,
+            Failure::Late => Self::Late,
+        }
+    }
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Trouble; 7] = [
+        Trouble::Refused(Refusal::Draining),
+        Trouble::Refused(Refusal::Unknown),
+        Trouble::Refused(Refusal::Overloaded),
+        Trouble::NotSent,
+        Trouble::Silent,
+        Trouble::Garbled,
+        Trouble::Late,
+    ];
+
+    #[test]
+    fn what_an_application_may_have_seen_is_sent_again_only_if_idempotent_and_unanswered() {
+        for trouble in ALL {
+            let unseen = matches!(trouble, Trouble::Refused(_) | Trouble::NotSent);
+            for method in [Method::POST, Method::PATCH, Method::from_bytes(b"MKCOL").unwrap()] {
+                assert_eq!(trouble.allows_another(&method, true), unseen, "{method} {trouble:?}");
+            }
+            for method in [Method::GET, Method::HEAD, Method::PUT, Method::DELETE] {
+                let again = unseen || trouble == Trouble::Silent;
+                assert_eq!(trouble.allows_another(&method, true), again, "{method} {trouble:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_again_without_its_whole_body() {
+        for trouble in ALL {
+            assert!(!trouble.allows_another(&Method::GET, false), "{trouble:?}");
+        }
+    }
+}
