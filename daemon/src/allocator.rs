@@ -1,0 +1,135 @@
+//! The allocator daemon: runs instances, takes the requests of other peers for them,
+//! and gives each a front of its own, so that it can call other services and the
+//! caller is known.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use lca::{InstanceId, Result, ServiceName, endpoint::Role, shutdown::Spawner};
+use lca_allocator::{Allocator, Collaborators, Driver, Fronts, OpenFront};
+use lca_ingress::Ingress;
+use lca_manager::Manager;
+use lca_node::{Node, mesh::Handlers};
+use lca_proxy::Front;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::{Addresses, Base, Running, Settings};
+
+/// What an allocator can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What all daemons can be told.
+    pub settings: Settings,
+    /// What it offers, and how it runs instances.
+    pub allocator: lca_allocator::Config,
+    /// Time-outs and limits of what its instances ask of other services.
+    pub http: lca_proxy::Config,
+}
+
+/// An allocator that runs.
+#[derive(Debug)]
+pub struct App {
+    running: Running,
+    instances: Instances,
+}
+
+/// The instances of an allocator that is up. Dropping it kills those that still run:
+/// whoever drops a daemon, or does not wait for its [`drain`](App::drain), leaves none.
+#[derive(Debug)]
+struct Instances(Allocator);
+
+impl Drop for Instances {
+    fn drop(&mut self) {
+        self.0.kill_all();
+    }
+}
+
+impl App {
+    /// Binds every socket, then starts.
+    ///
+    /// # Errors
+    /// If a port is taken or the data folder cannot be used; nothing is running then.
+    pub async fn build(config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
+        let Config { settings, mut allocator, http } = config;
+        let base = Base::bind(&settings, Role::Allocator).await?;
+        let local = base.bind_local(&settings, base.mesh_port())?;
+        let ingress = Ingress::new(lca_ingress::Config::default());
+        let fronts = InstanceFronts {
+            http,
+            manager: base.manager.clone(),
+            node: base.node.clone(),
+            spawner: base.spawner.clone(),
+        };
+        // Instances join the network where their allocator does, and through it.
+        let known = settings
+            .bootstraps
+            .iter()
+            .chain(&base.node.bootstrap_addresses())
+            .map(ToString::to_string)
+            .collect();
+        allocator.told = lca_allocator::Told { bootstraps: known };
+        let collaborators = Collaborators {
+            driver,
+            specs: base.specs.clone(),
+            discovery: Arc::new(base.node.clone()),
+            ingress: ingress.clone(),
+            fronts: Some(Arc::new(fronts)),
+        };
+        let allocator = Allocator::start(allocator, collaborators, &base.spawner).await?;
+        let grpc = base
+            .peer_routes()
+            .add_service(base.manager.specs_server())
+            .add_service(allocator.allocator_server())
+            .add_service(allocator.instances_server());
+        let instances = Instances(allocator);
+        let handlers = Handlers { grpc, http: Some(Arc::new(ingress)) };
+        let running = base.serve(handlers, local, None).await?;
+        Ok(Self { running, instances })
+    }
+
+    /// Who it is and where it can be reached.
+    pub fn addresses(&self) -> &Addresses {
+        &self.running.addresses
+    }
+
+    /// Its node of the network.
+    pub fn node(&self) -> &Node {
+        &self.running.node
+    }
+
+    /// Resolves when a task that should not end has ended.
+    pub async fn failed(&self) {
+        self.running.failed().await;
+    }
+
+    /// Stops every instance, then the rest. True if nothing had to be forced. What runs
+    /// is killed if this is dropped before its end.
+    pub async fn drain(self) -> bool {
+        let Self { running, instances } = self;
+        running.leave();
+        instances.0.shutdown().await;
+        running.drain().await
+    }
+}
+
+/// Opens a front for each instance on a port of its own.
+#[derive(Debug)]
+struct InstanceFronts {
+    http: lca_proxy::Config,
+    manager: Manager,
+    node: Node,
+    spawner: Spawner,
+}
+
+#[async_trait]
+impl Fronts for InstanceFronts {
+    async fn open(&self, service: &ServiceName, instance: InstanceId) -> Result<OpenFront> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let front = Front::bind(any, self.http, self.manager.clone(), self.node.clone()).await?;
+        let address = front.address();
+        let stop = CancellationToken::new();
+        front.serve_until(stop.clone(), &self.spawner);
+        tracing::debug!(%service, instance = %instance.short(), %address, "front of an instance");
+        Ok(OpenFront { address, guard: Box::new(stop.drop_guard()) })
+    }
+}

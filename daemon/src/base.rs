@@ -1,0 +1,228 @@
+//! What every daemon has whatever its role: an identity, a node of the network, the
+//! specs it knows, a manager, and the local API.
+
+use std::{
+    fs::DirBuilder,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use lca::{
+    Error, Kind, PeerId, Requirements, Result,
+    config::Bootstrap,
+    discovery::Discovery,
+    endpoint::Role,
+    local,
+    mesh::Mesh,
+    shutdown::{Spawner, Tasks},
+    specs::{self, Specs},
+};
+use lca_manager::Manager;
+use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
+use tonic::service::Routes;
+
+use crate::health::Health;
+
+/// Every daemon that is asked to stop has stopped, instances included, within this time:
+/// below the 5 s in which Ctrl-C must be over.
+pub const STOP_WITHIN: Duration = Duration::from_millis(4500);
+/// How long requests in flight may go on once the daemon was asked to stop; in an
+/// allocator after its instances have ended.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// What all daemons can be told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Identity, specs and whatever else survives a restart.
+    pub data_dir: PathBuf,
+    /// Where libp2p listens.
+    pub listen: SocketAddr,
+    /// Where other peers connect over the mesh.
+    pub mesh_listen: SocketAddr,
+    /// Addresses told to others instead of those listened on.
+    pub advertise: Vec<IpAddr>,
+    /// Peers to join through.
+    pub bootstraps: Vec<Bootstrap>,
+    /// Requirements of this machine's clients, on top of each service's own.
+    pub requirements: Requirements,
+    /// How long a spec is used without asking a registry.
+    pub spec_ttl: Duration,
+    /// The folder of the local API's socket.
+    pub socket_dir: PathBuf,
+    /// Distances to other nodes, for tests; the default adds none.
+    pub links: Links,
+    /// How often the node announces, renews and probes.
+    pub timing: lca_node::Timing,
+}
+
+impl Settings {
+    /// Everything on loopback, on ports of the kernel's choice, joining nobody.
+    pub fn loopback(data_dir: PathBuf, socket_dir: PathBuf) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            data_dir,
+            listen: any,
+            mesh_listen: any,
+            advertise: Vec::new(),
+            bootstraps: Vec::new(),
+            requirements: Requirements::default(),
+            spec_ttl: Duration::from_secs(2),
+            socket_dir,
+            links: Links::default(),
+            timing: lca_node::Timing::default(),
+        }
+    }
+}
+
+/// Who a daemon is and where it can be reached.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// Its identity.
+    pub peer: PeerId,
+    /// What others give as `--bootstrap`.
+    pub bootstraps: Vec<Bootstrap>,
+    /// Where its mesh listener is.
+    pub mesh: Vec<SocketAddr>,
+    /// The front on localhost, where there is one.
+    pub front: Option<SocketAddr>,
+    /// The local API.
+    pub socket: PathBuf,
+}
+
+/// A daemon under construction: bound, joined to nothing yet, serving nothing yet.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) tasks: Tasks,
+    pub(crate) spawner: Spawner,
+    pub(crate) node: Node,
+    pub(crate) specs: Specs,
+    pub(crate) manager: Manager,
+    role: Role,
+    listener: mesh::Listener,
+    health: Health,
+}
+
+impl Base {
+    /// Binds the network side of a daemon with this role.
+    pub(crate) async fn bind(settings: &Settings, role: Role) -> Result<Self> {
+        create_dir(&settings.data_dir)?;
+        let tasks = Tasks::default();
+        let spawner = tasks.spawner();
+        let key = settings.data_dir.join("identity");
+        let identity = Identity::load_or_create(&key)?;
+        let node = lca_node::Config {
+            boot: next_boot(&key)?,
+            listen: settings.listen,
+            mesh_listen: settings.mesh_listen,
+            advertise: settings.advertise.clone(),
+            bootstraps: settings.bootstraps.clone(),
+            links: settings.links.clone(),
+            timing: settings.timing,
+            ..lca_node::Config::loopback(identity, &[role])
+        };
+        let (node, listener) = Node::bind(node, &spawner).await?;
+        let discovery: Arc<dyn Discovery> = Arc::new(node.clone());
+        let peers: Arc<dyn Mesh> = Arc::new(node.clone());
+        let specs = specs::Config {
+            ttl: settings.spec_ttl,
+            file: Some(settings.data_dir.join("specs.cache")),
+        };
+        let specs = Specs::start(specs, discovery.clone(), peers.clone(), &spawner)?;
+        let manager =
+            lca_manager::Config { requirements: settings.requirements, ..Default::default() };
+        let manager = Manager::start(manager, specs.clone(), discovery, peers, &spawner);
+        let health = Health::start(role, node.clone(), &spawner).await;
+        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health })
+    }
+
+    /// The mesh routes every daemon has: health, and who its peers are.
+    pub(crate) fn peer_routes(&self) -> Routes {
+        Routes::new(self.health.server()).add_service(self.manager.peers_server())
+    }
+
+    /// The port of the mesh listener, which names the socket of a daemon without front.
+    pub(crate) fn mesh_port(&self) -> u16 {
+        self.listener.address().port()
+    }
+
+    /// Binds the local API, named after `port`.
+    pub(crate) fn bind_local(&self, settings: &Settings, port: u16) -> Result<local::Listener> {
+        local::Listener::bind(&local::socket(&settings.socket_dir, self.role, port))
+    }
+
+    /// Starts serving: from here on peers and local programs are answered.
+    pub(crate) async fn serve(
+        self,
+        handlers: mesh::Handlers,
+        local: local::Listener,
+        front: Option<SocketAddr>,
+    ) -> Result<Running> {
+        let addresses = Addresses {
+            peer: self.node.peer(),
+            bootstraps: self.node.bootstrap_addresses(),
+            mesh: self.node.mesh_addresses(),
+            front,
+            socket: local.path().to_owned(),
+        };
+        self.listener.serve(handlers, &self.spawner);
+        local.serve(self.manager.local_routes().add_service(self.health.server()), &self.spawner);
+        tracing::info!(
+            role = %self.role, peer = %addresses.peer, mesh = ?addresses.mesh,
+            listen = ?addresses.bootstraps.iter().map(Bootstrap::to_string).collect::<Vec<_>>(),
+            local = %addresses.socket.display(), front = ?addresses.front, "waiting for requests"
+        );
+        let Self { tasks, node, manager, health, .. } = self;
+        Ok(Running { tasks, node, manager, health, addresses })
+    }
+}
+
+/// A daemon that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    tasks: Tasks,
+    pub(crate) node: Node,
+    pub(crate) manager: Manager,
+    health: Health,
+    pub(crate) addresses: Addresses,
+}
+
+impl Running {
+    /// From here on the daemon says that it does not serve. Part of [`drain`](Self::drain).
+    pub(crate) fn leave(&self) {
+        self.health.leave();
+    }
+
+    /// Resolves when a task that should not end has ended.
+    pub(crate) async fn failed(&self) {
+        self.tasks.stopping().await;
+    }
+
+    /// Asks everything to stop and waits, then forces. True if nothing was forced.
+    pub(crate) async fn drain(self) -> bool {
+        self.leave();
+        self.tasks.drain(GRACE).await
+    }
+}
+
+/// Makes the data folder for us alone. One that exists is used as it is, unless others
+/// could put an identity or a program of theirs in it.
+pub(crate) fn create_dir(dir: &Path) -> Result<()> {
+    let refused = |reason: String| Error::new(Kind::FailedPrecondition, reason);
+    let cannot = |what: &str, error: std::io::Error| {
+        refused(format!("cannot {what} the folder {}", dir.display())).because(error)
+    };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| cannot("create", error))?;
+    let found = std::fs::metadata(dir).map_err(|error| cannot("look at", error))?;
+    if found.mode() & 0o022 != 0 {
+        let reason = format!("the data folder {} can be written to by others", dir.display());
+        return Err(refused(reason).hint(format!("chmod go-w {}", dir.display())));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

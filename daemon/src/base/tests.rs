@@ -1,0 +1,135 @@
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use lca::config::Host;
+use lca_allocator::{
+    Driver as _, Timing,
+    driver::{Launch, process::Process},
+};
+use tempfile::TempDir;
+use tonic::{Streaming, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
+};
+
+use super::*;
+use crate::{allocator, registry};
+
+fn settings(dir: &TempDir) -> Settings {
+    Settings::loopback(dir.path().join("data"), dir.path().join("run"))
+}
+
+async fn health(addresses: &Addresses) -> HealthClient<Channel> {
+    HealthClient::new(local::connect(&addresses.socket).await.unwrap())
+}
+
+async fn next(statuses: &mut Streaming<HealthCheckResponse>) -> ServingStatus {
+    statuses.message().await.unwrap().expect("the stream goes on").status()
+}
+
+async fn watched(addresses: &Addresses) -> Streaming<HealthCheckResponse> {
+    let all = HealthCheckRequest::default();
+    health(addresses).await.watch(all).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_daemon_serves_once_it_knows_that_it_is_alone_and_until_it_is_asked_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = registry::App::build(settings(&dir)).await.unwrap();
+    let mut statuses = watched(app.addresses()).await;
+    while next(&mut statuses).await != ServingStatus::Serving {}
+    let (left, in_time) = tokio::join!(next(&mut statuses), app.drain());
+    assert_eq!(left, ServingStatus::NotServing);
+    drop(statuses);
+    assert!(in_time);
+}
+
+#[tokio::test]
+async fn a_daemon_does_not_serve_while_it_tries_to_join() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = registry::App::build(settings(&dir)).await.unwrap();
+    // Accepts connections and says nothing: neither joined nor alone for a while.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nowhere = Bootstrap {
+        host: Host::Ip(mute.local_addr().unwrap().ip()),
+        port: mute.local_addr().unwrap().port(),
+        peer: first.addresses().peer,
+    };
+    let other = tempfile::tempdir().unwrap();
+    let mut settings = settings(&other);
+    settings.bootstraps = vec![nowhere];
+    settings.timing.alone_after = Duration::from_secs(3600);
+    let app = registry::App::build(settings).await.unwrap();
+    let all = HealthCheckRequest::default();
+    let status = health(app.addresses()).await.check(all).await.unwrap().into_inner().status();
+    assert_eq!(status, ServingStatus::NotServing);
+}
+
+#[tokio::test]
+async fn a_second_registry_on_one_folder_fails_before_it_is_a_twin_on_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = registry::App::build(settings(&dir)).await.unwrap();
+    let boots = || fs::read(dir.path().join("data/identity.boot")).unwrap();
+    let before = boots();
+    let error = registry::App::build(settings(&dir)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert_eq!(boots(), before, "it had begun to be a node");
+    assert!(first.drain().await);
+}
+
+#[tokio::test]
+async fn a_data_folder_is_ours_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let data = dir.path().join("a/b");
+    create_dir(&data).unwrap();
+    assert_eq!((mode(&data), mode(&dir.path().join("a"))), (0o700, 0o700));
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    create_dir(&data).unwrap();
+    assert_eq!(mode(&data), 0o755, "whoever made it knows who may read");
+    for open in [0o775, 0o757] {
+        fs::set_permissions(&data, fs::Permissions::from_mode(open)).unwrap();
+        let error = create_dir(&data).unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert!(error.hint_text().unwrap().starts_with("chmod go-w"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_allocator_kills_what_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data/allocator");
+    let driver = Process::open(&data.join("instances")).unwrap();
+    let config = allocator::Config {
+        settings: settings(&dir),
+        allocator: lca_allocator::Config::new(data),
+        http: lca_proxy::Config::default(),
+    };
+    let app = allocator::App::build(config, Arc::new(driver.clone())).await.unwrap();
+    let launch_one = launch();
+    let id = launch_one.id;
+    driver.start(launch_one).await.unwrap();
+    assert!(driver.is_running(id));
+    // Cut short, as at a second Ctrl-C.
+    drop(app.drain());
+    assert!(!driver.is_running(id));
+    assert_eq!(driver.start(launch()).await.unwrap_err().kind(), Kind::Unavailable);
+}
+
+fn launch() -> Launch {
+    Launch {
+        id: lca::InstanceId::random(),
+        service: "hello".parse().unwrap(),
+        program: "/bin/sleep".into(),
+        arguments: vec!["1000".into()],
+        environment: Default::default(),
+        port: 1,
+    }
+}
+
+#[test]
+fn all_the_graces_of_a_polite_stop_fit_into_its_time() {
+    // Half a second for what has no grace: dropping, and a busy machine.
+    let most = Timing::default().stop_within() + GRACE + Duration::from_millis(500);
+    assert!(most <= STOP_WITHIN, "{most:?}");
+}

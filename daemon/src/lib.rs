@@ -1,0 +1,14 @@
+//! Composes the roles into running daemons. Roles know only the contract and what is
+//! below them; this is the one place that knows them all, so that the daemons'
+//! binaries, `lcactl up` and the test harness run exactly the same thing.
+//!
+//! Each daemon has an `App` that binds every socket first, returns the real addresses,
+//! then runs until asked to stop. An error from `build` means that nothing is running.
+
+pub mod allocator;
+mod base;
+mod health;
+pub mod proxy;
+pub mod registry;
+
+pub use base::{Addresses, STOP_WITHIN, Settings};
