@@ -1,0 +1,147 @@
+//! `lcactl service list | get | remove`, and the client they share with `add`.
+
+mod add;
+
+use lca::{
+    Kind, ServiceName,
+    api::{self, proto},
+};
+use proto::registry_client::RegistryClient;
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use crate::{
+    args::{Global, Service as Command},
+    connect,
+    errors::{Failure, Result},
+    output::Output,
+    table::Table,
+    units::{setting_millis, setting_size},
+    view::{ServiceSpec, short_digest},
+};
+
+#[derive(Serialize)]
+struct List {
+    services: Vec<ServiceSpec>,
+}
+
+#[derive(Serialize)]
+struct Got {
+    spec: ServiceSpec,
+    stale: bool,
+}
+
+#[derive(Serialize)]
+struct Removed {
+    name: String,
+}
+
+pub(super) async fn run(command: Command, global: &Global, output: &mut Output) -> Result<()> {
+    if let Command::Add(args) = command {
+        return add::run(*args, global, output).await;
+    }
+    let mut registry = RegistryClient::new(connect::daemon(global).await?)
+        .max_decoding_message_size(api::MAX_ANSWER);
+    match command {
+        Command::Add(_) => unreachable!("taken out above"),
+        Command::List => {
+            let request = proto::ListServicesRequest {};
+            let answer =
+                api::call("the registry", connect::ANSWER, request, |r| registry.list_services(r))
+                    .await?;
+            let list =
+                List { services: answer.services.into_iter().map(ServiceSpec::from).collect() };
+            let empty = list.services.is_empty().then_some("no services");
+            output.list(&list, empty, || table(&list.services))
+        }
+        Command::Get { name } => {
+            let answer = get(&mut registry, &name).await.map_err(missing)?;
+            let spec = answer.spec.unwrap_or_default().into();
+            let got = Got { spec, stale: answer.stale };
+            output.data(&got, || fields(&got.spec).to_string())?;
+            if got.stale {
+                output.note("warning: no registry was reached; this is what was last known");
+            }
+            Ok(())
+        }
+        Command::Remove { name } => {
+            let request = proto::DeleteServiceRequest { name: name.to_string(), if_revision: None };
+            api::call("the registry", connect::ANSWER, request, |r| registry.delete_service(r))
+                .await
+                .map_err(|error| missing(error.into()))?;
+            output.data(&Removed { name: name.to_string() }, || format!("removed {name}\n"))
+        }
+    }
+}
+
+/// Asks for one spec.
+async fn get(
+    registry: &mut RegistryClient<Channel>,
+    name: &ServiceName,
+) -> Result<proto::GetServiceResponse> {
+    let request = proto::GetServiceRequest { name: name.to_string() };
+    Ok(api::call("the registry", connect::ANSWER, request, |r| registry.get_service(r)).await?)
+}
+
+fn missing(failure: Failure) -> Failure {
+    failure.hint_for(Kind::NotFound, "`lcactl service list` lists what there is")
+}
+
+/// What runs, in a word.
+fn artifact(spec: &ServiceSpec) -> String {
+    match spec.artifact.as_str() {
+        "" => "external".to_owned(),
+        digest => short_digest(digest),
+    }
+}
+
+fn table(services: &[ServiceSpec]) -> Table {
+    let mut table = Table::new([
+        "NAME", "REVISION", "ARTIFACT", "SOFT RTT", "HARD RTT", "CPU", "MEMORY", "IDLE",
+    ]);
+    for spec in services {
+        table.row([
+            spec.name.clone(),
+            spec.revision.to_string(),
+            artifact(spec),
+            setting_millis(spec.requirements.soft_rtt_ms.into()),
+            setting_millis(spec.requirements.hard_rtt_ms.into()),
+            cpu(spec.resources.cpu_millis),
+            setting_size(spec.resources.memory_bytes),
+            setting_millis(spec.idle_timeout_ms),
+        ]);
+    }
+    table
+}
+
+fn cpu(millis: u32) -> String {
+    format!("{millis}m")
+}
+
+/// One line a field, in the words of `service add`.
+fn fields(spec: &ServiceSpec) -> Table {
+    let mut table = Table::new(["FIELD", "VALUE"]);
+    let mut field = |name: &str, value: String| table.row([name.to_owned(), value]);
+    field("name", spec.name.clone());
+    field("revision", spec.revision.to_string());
+    field("service hash", spec.service_hash.clone());
+    field(
+        "artifact",
+        if spec.artifact.is_empty() { artifact(spec) } else { spec.artifact.clone() },
+    );
+    for argument in &spec.arguments {
+        field("argument", argument.clone());
+    }
+    for (name, value) in &spec.environment {
+        field("environment", format!("{name}={value}"));
+    }
+    field("ready path", spec.readiness.http_path.clone());
+    field("start timeout", setting_millis(spec.readiness.start_timeout_ms));
+    field("soft rtt", setting_millis(spec.requirements.soft_rtt_ms.into()));
+    field("hard rtt", setting_millis(spec.requirements.hard_rtt_ms.into()));
+    field("cpu", cpu(spec.resources.cpu_millis));
+    field("memory", setting_size(spec.resources.memory_bytes));
+    field("idle timeout", setting_millis(spec.idle_timeout_ms));
+    field("concurrency limit", spec.concurrency_limit.to_string());
+    table
+}

@@ -1,0 +1,143 @@
+//! Where a command's words go: data to standard output, everything else to standard
+//! error.
+//!
+//! With `-o json`, standard output is one JSON document or empty, and a failure is one
+//! JSON document on standard error. (`logs` has no end: one JSON object a line.) Every
+//! write is checked and flushed: a full disk must not look like success.
+
+use std::io::{self, IsTerminal as _, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::{
+    errors::{Failure, Result},
+    table::Table,
+};
+
+#[cfg(test)]
+pub(crate) mod captured;
+
+/// What standard output looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns for people.
+    #[default]
+    Table,
+    /// One JSON document with the field names of `proto/lca/v1`.
+    Json,
+}
+
+/// The two streams of a command.
+pub struct Output {
+    out: Box<dyn Write + Send>,
+    err: Box<dyn Write + Send>,
+    /// What was asked for.
+    pub format: Format,
+    err_is_terminal: bool,
+    if_interrupted: Vec<String>,
+}
+
+impl Output {
+    /// Standard output and error of this process.
+    pub fn standard(format: Format) -> Self {
+        Self {
+            out: Box::new(io::stdout()),
+            err: Box::new(io::stderr()),
+            format,
+            err_is_terminal: io::stderr().is_terminal(),
+            if_interrupted: Vec::new(),
+        }
+    }
+
+    /// Prints the data of a command: `table` for people, or `document` as JSON.
+    ///
+    /// # Errors
+    /// If standard output takes no more.
+    pub fn data(
+        &mut self,
+        document: &impl Serialize,
+        table: impl FnOnce() -> String,
+    ) -> Result<()> {
+        let text = match self.format {
+            Format::Table => table(),
+            Format::Json => {
+                let document = serde_json::to_string_pretty(document);
+                document.expect("views hold only strings, numbers and lists") + "\n"
+            }
+        };
+        self.raw(text.as_bytes())
+    }
+
+    /// Prints a list: a table, or one line saying that there is nothing.
+    ///
+    /// # Errors
+    /// If standard output takes no more.
+    pub fn list(
+        &mut self,
+        document: &impl Serialize,
+        empty: Option<&str>,
+        table: impl FnOnce() -> Table,
+    ) -> Result<()> {
+        match empty {
+            Some(nothing) if self.format == Format::Table => {
+                self.note(nothing);
+                Ok(())
+            }
+            _ => self.data(document, || table().to_string()),
+        }
+    }
+
+    /// Prints bytes as they are.
+    ///
+    /// # Errors
+    /// If standard output takes no more.
+    pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).and_then(|()| self.out.flush()).map_err(Failure::Output)
+    }
+
+    /// Says something beside the data: a warning, what was done. Not with `-o json`,
+    /// where the document says it.
+    pub fn note(&mut self, line: &str) {
+        if self.format == Format::Table {
+            self.say(&format!("{line}\n"));
+        }
+    }
+
+    /// Says how far the work is, if somebody is watching.
+    pub fn progress(&mut self, line: &str) {
+        if self.err_is_terminal && self.format == Format::Table {
+            self.say(&format!("{line}\n"));
+        }
+    }
+
+    /// What to say should the command be interrupted from here on.
+    pub fn if_interrupted(&mut self, hints: Vec<String>) {
+        self.if_interrupted = hints;
+    }
+
+    /// The failure that an interruption is now.
+    pub(crate) fn interrupted(&mut self) -> Failure {
+        Failure::Interrupted(std::mem::take(&mut self.if_interrupted))
+    }
+
+    /// Tells a failure.
+    pub fn failure(&mut self, failure: &Failure) {
+        let text = match self.format {
+            Format::Table => failure.to_text(),
+            Format::Json => failure.to_json(),
+        };
+        self.say(&text);
+    }
+
+    /// If nobody can be told, the exit code still says it.
+    fn say(&mut self, text: &str) {
+        let _nobody_reads = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
+    }
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("format", &self.format).finish_non_exhaustive()
+    }
+}

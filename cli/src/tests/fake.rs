@@ -1,0 +1,375 @@
+//! A local API with canned answers on a socket of its own: one peer, one instance, and
+//! whatever services a test registers.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use lca::{
+    Digest, Error, Kind, Spec,
+    api::proto::{
+        self, allocate_progress::Progress, put_artifact_request::Part,
+        registry_client::RegistryClient,
+    },
+    local,
+    shutdown::Tasks,
+    testing::eventually,
+};
+use proto::{
+    allocator_server::{Allocator, AllocatorServer},
+    instances_server::{Instances, InstancesServer},
+    manager_server::{Manager, ManagerServer},
+    registry_server::{Registry, RegistryServer},
+};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, service::Routes, transport::Channel};
+
+pub(super) const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+pub(super) const INSTANCE: &str = "00112233445566778899aabbccddeeff";
+
+type Stream1<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+/// What the fake has been given.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) specs: BTreeMap<String, proto::ServiceSpec>,
+    pub(super) artifacts: BTreeMap<String, Vec<u8>>,
+    /// Services that were to be allocated.
+    asked: Vec<String>,
+    /// Artifact bytes that came over the wire, known or not.
+    pub(super) received: usize,
+}
+
+/// Answers for the daemon. `allocate` of a service called `never` never ends, of one
+/// called `broken` fails to start.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fake(Arc<Mutex<State>>);
+
+/// A daemon that runs until this is dropped.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) fake: Fake,
+    pub(super) socket: PathBuf,
+    _dir: tempfile::TempDir,
+    _tasks: Tasks,
+}
+
+impl Daemon {
+    pub(super) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("proxy-4201.sock");
+        let (fake, tasks) = (Fake::default(), Tasks::default());
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let mut routes = Routes::builder();
+        routes
+            .add_service(RegistryServer::new(fake.clone()))
+            .add_service(AllocatorServer::new(fake.clone()))
+            .add_service(InstancesServer::new(fake.clone()))
+            .add_service(ManagerServer::new(fake.clone()))
+            .add_service(health);
+        local::Listener::bind(&socket).unwrap().serve(routes.routes(), &tasks.spawner());
+        Self { fake, socket, _dir: dir, _tasks: tasks }
+    }
+
+    pub(super) async fn registry(&self) -> RegistryClient<Channel> {
+        RegistryClient::new(local::connect(&self.socket).await.unwrap())
+    }
+
+    pub(super) fn state<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        self.fake.state(look)
+    }
+}
+
+impl Fake {
+    /// Resolves once a start of `service` was asked for.
+    pub(super) async fn asked(&self, service: &str) {
+        let asked = async || self.state(|state| state.asked.iter().any(|asked| asked == service));
+        eventually("the start to be asked for", asked).await;
+    }
+
+    fn state<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+}
+
+fn instance(state: proto::InstanceState) -> proto::Instance {
+    proto::Instance {
+        id: INSTANCE.into(),
+        service: "hello".into(),
+        service_hash: "ab".repeat(32),
+        revision: 1,
+        peer: PEER.into(),
+        mesh_addresses: vec!["127.0.0.1:4444".into()],
+        state: state.into(),
+        driver: "process".into(),
+        age_ms: 61_000,
+        load: Some(proto::Load { in_flight: 2, limit: 1024, queue_us: 0, app_us: 900 }),
+        rtt_us: Some(412),
+        pid: 77,
+        ..Default::default()
+    }
+}
+
+fn steps() -> Vec<proto::Step> {
+    let step = |name: &str, duration_us, detail: &str| proto::Step {
+        name: name.into(),
+        duration_us,
+        detail: detail.into(),
+    };
+    vec![step("find", 52_000, ""), step("spawn", 850, ""), step("ready", 1_230, "AJU5SA")]
+}
+
+fn unknown(what: &str) -> Status {
+    Error::new(Kind::NotFound, format!("no {what}")).into()
+}
+
+#[tonic::async_trait]
+impl Manager for Fake {
+    type AllocateStream = Stream1<proto::AllocateProgress>;
+
+    async fn resolve(&self, _: Request<proto::ResolveRequest>) -> Answer<proto::ResolveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<proto::AllocateServiceRequest>,
+    ) -> Answer<Self::AllocateStream> {
+        let request = request.into_inner();
+        self.state(|state| state.asked.push(request.service.clone()));
+        match request.service.as_str() {
+            "never" => return Ok(Response::new(Box::pin(tokio_stream::pending()))),
+            "broken" => {
+                return Err(Error::new(
+                    Kind::StartFailed,
+                    "broken exited with code 1 before it was ready",
+                )
+                .output(["no such table".to_owned(), "giving up".to_owned()])
+                .retry_after(std::time::Duration::from_secs(2))
+                .into());
+            }
+            _ => {}
+        }
+        let progress = |progress| Ok(proto::AllocateProgress { progress: Some(progress) });
+        let done = proto::AllocateResponse {
+            instance: Some(instance(proto::InstanceState::Ready)),
+            joined: request.mode() == proto::allocate_request::Mode::Ensure,
+            steps: steps(),
+        };
+        let mut messages: Vec<_> =
+            steps().into_iter().map(|step| progress(Progress::Step(step))).collect();
+        if request.service != "cut" {
+            messages.push(progress(Progress::Done(done)));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
+    }
+
+    async fn list_peers(
+        &self,
+        _: Request<proto::ListPeersRequest>,
+    ) -> Answer<proto::ListPeersResponse> {
+        let here = proto::Peer {
+            peer: PEER.into(),
+            roles: vec!["proxy".into()],
+            mesh_addresses: vec!["127.0.0.1:4444".into()],
+            version: "0.1.0".into(),
+            local: true,
+            reachable: true,
+            ..Default::default()
+        };
+        let there = proto::Peer {
+            peer: "junk\x1b[31m".into(),
+            roles: vec!["registry".into(), "allocator".into()],
+            rtt_us: Some(1_250),
+            local: false,
+            reachable: false,
+            instances: 3,
+            max_instances: 64,
+            ..here.clone()
+        };
+        Ok(Response::new(proto::ListPeersResponse { peers: vec![here, there] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Instances for Fake {
+    async fn list_instances(
+        &self,
+        request: Request<proto::ListInstancesRequest>,
+    ) -> Answer<proto::ListInstancesResponse> {
+        let request = request.into_inner();
+        let mut instances = vec![instance(proto::InstanceState::Ready)];
+        if request.include_ended {
+            instances.push(proto::Instance {
+                id: "ff".repeat(16),
+                reason: "exited with code 1".into(),
+                load: None,
+                rtt_us: None,
+                ..instance(proto::InstanceState::Failed)
+            });
+        }
+        instances.retain(|i| request.service.is_empty() || i.service == request.service);
+        let unreachable_peers = if request.include_ended { vec![PEER.into()] } else { vec![] };
+        Ok(Response::new(proto::ListInstancesResponse { instances, unreachable_peers }))
+    }
+}
+
+#[tonic::async_trait]
+impl Allocator for Fake {
+    type LogsStream = Stream1<proto::LogChunk>;
+
+    async fn allocate(
+        &self,
+        _: Request<proto::AllocateRequest>,
+    ) -> Answer<proto::AllocateResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn release(
+        &self,
+        request: Request<proto::ReleaseRequest>,
+    ) -> Answer<proto::ReleaseResponse> {
+        match INSTANCE.starts_with(&request.into_inner().instance) {
+            true => Ok(Response::new(proto::ReleaseResponse {
+                instance: Some(instance(proto::InstanceState::Stopped)),
+            })),
+            false => Err(unknown("such instance")),
+        }
+    }
+
+    async fn describe(
+        &self,
+        _: Request<proto::DescribeRequest>,
+    ) -> Answer<proto::DescribeResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn logs(&self, request: Request<proto::LogsRequest>) -> Answer<Self::LogsStream> {
+        let request = request.into_inner();
+        let lines: Vec<&[u8]> = match request.tail_lines {
+            0 => vec![b"listening\nfirst", b" request\n", b"\xff\n"],
+            _ => vec![b"\xff\n"],
+        };
+        let chunks =
+            lines.into_iter().map(|data| Ok(proto::LogChunk { data: data.to_vec().into() }));
+        let chunks: Vec<_> = chunks.collect();
+        let chunks = tokio_stream::iter(chunks);
+        Ok(Response::new(match request.follow {
+            true => Box::pin(chunks.chain(tokio_stream::pending())),
+            false => Box::pin(chunks),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Registry for Fake {
+    type WatchServicesStream = Stream1<proto::ServiceEvent>;
+    type GetArtifactStream = Stream1<proto::ArtifactChunk>;
+
+    async fn put_service(
+        &self,
+        request: Request<proto::PutServiceRequest>,
+    ) -> Answer<proto::PutServiceResponse> {
+        let request = request.into_inner();
+        let mut new = Spec::try_from(request.spec.unwrap())?;
+        self.state(|state| {
+            if let Some(digest) = new.artifact
+                && !state.artifacts.contains_key(&digest.to_string())
+            {
+                return Err(
+                    Error::new(Kind::FailedPrecondition, "upload the artifact first").into()
+                );
+            }
+            let old =
+                state.specs.get(new.name.as_str()).cloned().map(Spec::try_from).transpose()?;
+            let revision = old.as_ref().map_or(0, |old| old.revision);
+            let same = old.as_ref().is_some_and(|old| old.same_content(&new));
+            if !same && old.is_some() && request.if_revision != Some(revision) {
+                return Err(Error::new(Kind::Conflict, "exists").into());
+            }
+            new.revision = if same { revision } else { revision + 1 };
+            let spec = proto::ServiceSpec::from(&new);
+            state.specs.insert(new.name.to_string(), spec.clone());
+            Ok(Response::new(proto::PutServiceResponse { spec: Some(spec), changed: !same }))
+        })
+    }
+
+    async fn get_service(
+        &self,
+        request: Request<proto::GetServiceRequest>,
+    ) -> Answer<proto::GetServiceResponse> {
+        let name = request.into_inner().name;
+        let spec = self.state(|state| state.specs.get(&name).cloned());
+        let spec = Some(spec.ok_or_else(|| unknown(&format!("service {name}")))?);
+        Ok(Response::new(proto::GetServiceResponse { spec, stale: false }))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<proto::ListServicesRequest>,
+    ) -> Answer<proto::ListServicesResponse> {
+        let services = self.state(|state| state.specs.values().cloned().collect());
+        Ok(Response::new(proto::ListServicesResponse { services }))
+    }
+
+    async fn delete_service(
+        &self,
+        request: Request<proto::DeleteServiceRequest>,
+    ) -> Answer<proto::DeleteServiceResponse> {
+        let name = request.into_inner().name;
+        match self.state(|state| state.specs.remove(&name)) {
+            Some(_) => Ok(Response::new(proto::DeleteServiceResponse {})),
+            None => Err(unknown(&format!("service {name}"))),
+        }
+    }
+
+    async fn watch_services(
+        &self,
+        _: Request<proto::WatchServicesRequest>,
+    ) -> Answer<Self::WatchServicesStream> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn put_artifact(
+        &self,
+        request: Request<tonic::Streaming<proto::PutArtifactRequest>>,
+    ) -> Answer<proto::PutArtifactResponse> {
+        let mut parts = request.into_inner();
+        let Some(proto::PutArtifactRequest { part: Some(Part::Header(header)) }) =
+            parts.message().await?
+        else {
+            return Err(Status::invalid_argument("no header"));
+        };
+        let proto::ArtifactHeader { digest, size } = header;
+        if self.state(|state| state.artifacts.contains_key(&digest)) {
+            return Ok(Response::new(proto::PutArtifactResponse { digest, size, existed: true }));
+        }
+        let mut bytes = Vec::new();
+        while let Some(message) = parts.message().await? {
+            let Some(Part::Data(data)) = message.part else { continue };
+            if data.len() > 1 << 20 {
+                return Err(Status::invalid_argument("chunk too large"));
+            }
+            bytes.extend(data);
+        }
+        self.state(|state| state.received += bytes.len());
+        if Digest::of(&bytes).to_string() != digest || bytes.len() as u64 != size {
+            return Err(
+                Error::new(Kind::InvalidArgument, "the bytes do not have the digest").into()
+            );
+        }
+        self.state(|state| state.artifacts.insert(digest.clone(), bytes));
+        Ok(Response::new(proto::PutArtifactResponse { digest, size, existed: false }))
+    }
+
+    async fn get_artifact(
+        &self,
+        _: Request<proto::GetArtifactRequest>,
+    ) -> Answer<Self::GetArtifactStream> {
+        Err(Status::unimplemented(""))
+    }
+}

@@ -1,0 +1,161 @@
+//! `lcactl service`: what is uploaded, what is refused, what a conflict says.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+use insta::assert_snapshot;
+use lca::{Digest, Kind};
+
+use super::{Daemon, fake::State};
+use crate::{errors::Exit, upload};
+
+/// A program of more than one chunk in a folder of its own.
+struct Program {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Program {
+    fn new(bytes: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir, path }
+    }
+
+    fn add(&self, rest: &str) -> String {
+        format!("service add hello --exec {}{rest}", self.path.display())
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_uploaded_in_chunks_listed_shown_and_removed() {
+    let daemon = Daemon::start().await;
+    let bytes: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+    let program = Program::new(&bytes);
+    let add = program
+        .add(" --soft-rtt 100ms --hard-rtt 1s --env A=B --cpu 0.5 -- --port ${SERVICE_PORT}");
+    let ended = daemon.run(&add).await;
+    assert_eq!(
+        (ended.exit, ended.out.as_str(), ended.err.as_str()),
+        (Exit::Success, "hello revision 1\n", "")
+    );
+    assert!(daemon.state(|state| state.artifacts[&Digest::of(&bytes).to_string()] == bytes));
+
+    let list = daemon.run("service list").await;
+    assert_snapshot!(list.out, @r"
+    NAME   REVISION  ARTIFACT      SOFT RTT  HARD RTT  CPU   MEMORY  IDLE
+    hello  1         67870dfc9c64  100ms     1s        500m  64MiB   60s
+    ");
+    let got = daemon.run("service get hello").await;
+    assert_snapshot!(got.out, @r"
+    FIELD              VALUE
+    name               hello
+    revision           1
+    service hash       02d47b5cfd0a0e97cbb1158b5629d536b174f19d4057ce3282b9bea45246e52a
+    artifact           sha256:67870dfc9c64e7aa270a3f7e8051ae65d207f93fc3df04d7572e6365af69cd0d
+    argument           --port
+    argument           ${SERVICE_PORT}
+    environment        A=B
+    ready path         -
+    start timeout      10s
+    soft rtt           100ms
+    hard rtt           1s
+    cpu                500m
+    memory             64MiB
+    idle timeout       60s
+    concurrency limit  1024
+    ");
+    let json = daemon.run("service get hello -o json").await.json();
+    assert_eq!(json["spec"]["requirements"]["soft_rtt_ms"], 100);
+    assert_eq!(json["spec"]["environment"]["A"], "B");
+    assert_eq!(json["stale"], false);
+
+    assert_eq!(daemon.run("service remove hello").await.out, "removed hello\n");
+    let gone = daemon.run("service get hello").await;
+    assert_eq!(gone.exit, Exit::NotFound);
+    assert_eq!(
+        gone.err,
+        "error: no service hello\nhint: `lcactl service list` lists what there is\n"
+    );
+    assert_eq!(daemon.run("service list").await.err, "no services\n");
+}
+
+#[tokio::test]
+async fn adding_the_same_again_changes_nothing_and_sends_nothing() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"#!/bin/sh\n");
+    daemon.run(&program.add("")).await;
+    let again = daemon.run(&program.add("")).await;
+    assert_eq!((again.exit, again.out.as_str()), (Exit::Success, "hello revision 1, unchanged\n"));
+    assert_eq!(daemon.state(|state: &mut State| state.received), 10);
+}
+
+#[tokio::test]
+async fn a_different_service_of_that_name_is_replaced_only_when_told() {
+    let daemon = Daemon::start().await;
+    let old = Program::new(b"old");
+    daemon.run(&old.add(" --memory 64MiB --env SECRET=hush")).await;
+    let new = Program::new(b"new");
+    let add = new.add(" --memory 65MiB --env SECRET=loud --ready-path /healthz");
+    let refused = daemon.run(&add).await;
+    assert_eq!((refused.exit, refused.out.as_str()), (Exit::Refused, ""));
+    assert_snapshot!(refused.err, @r"
+    error: hello exists with another spec, revision 1
+      artifact: cba06b5736fa -> 11507a0e2f5e
+      ready path: none -> /healthz
+      memory: 64MiB -> 65MiB
+      environment: SECRET
+    hint: --replace stores this one as a new revision
+    ");
+    assert_eq!(daemon.state(|state| state.artifacts.len()), 1, "it was uploaded for nothing");
+    let replaced = daemon.run(&add.replace(" --ready-path", " --replace --ready-path")).await;
+    assert_eq!((replaced.exit, replaced.out.as_str()), (Exit::Success, "hello revision 2\n"));
+}
+
+#[tokio::test]
+async fn an_external_service_needs_no_program() {
+    let daemon = Daemon::start().await;
+    let ended = daemon.run("service add printer --external -o json").await;
+    assert_eq!(ended.exit, Exit::Success);
+    assert_eq!(
+        (&ended.json()["spec"]["artifact"], &ended.json()["changed"]),
+        (&"".into(), &true.into())
+    );
+    assert!(daemon.run("service list").await.out.contains("external"));
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_refused_before_anything_is_sent() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"x");
+    let dir = program.dir.path().display();
+    let refused = async |line: String, exit: Exit, reason: &str| {
+        let ended = daemon.run(&line).await;
+        assert_eq!((ended.exit, ended.out.as_str()), (exit, ""), "{line}");
+        assert!(ended.err.contains(reason), "{line}: {}", ended.err);
+    };
+    refused(format!("service add x --exec {dir}/none"), Exit::NotFound, "cannot read").await;
+    refused(format!("service add x --exec {dir}"), Exit::Refused, "is not a file").await;
+    refused(Program::new(b"").add(""), Exit::Refused, "is empty").await;
+    fs::write(program.dir.path().join("plain"), b"x").unwrap();
+    refused(format!("service add x --exec {dir}/plain"), Exit::Refused, "hint: chmod +x").await;
+    refused(program.add(" --soft-rtt 2s --hard-rtt 1s"), Exit::Usage, "above").await;
+    refused(program.add(" --soft-rtt 1200h"), Exit::Usage, "more than an hour").await;
+    refused(program.add(" --env SERVICE_PORT=1"), Exit::Usage, "set by the allocator").await;
+    refused(program.add(" --env A=1 --env A=2"), Exit::Usage, "twice").await;
+    assert_eq!(daemon.state(|state| state.received), 0);
+}
+
+#[tokio::test]
+async fn a_program_that_changed_since_it_was_looked_at_is_refused() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"before");
+    let seen = upload::Program::read(&program.path).await.unwrap();
+    fs::write(&program.path, b"after!").unwrap();
+    let error = seen.upload(&mut daemon.registry().await).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    fs::remove_file(&program.path).unwrap();
+    let error = seen.upload(&mut daemon.registry().await).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+}

@@ -1,0 +1,140 @@
+//! `lcactl up`: a whole network in one process on this machine, with the demo service
+//! registered. Each role has its own identity and its own libp2p node, joined over
+//! loopback: what runs here is what runs on a fleet.
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+
+use lca::{
+    Error, Kind, Result,
+    config::{self, BOOTSTRAPS_ENV, Config},
+};
+use lca_daemon::STOP_WITHIN;
+use tokio::time::timeout;
+
+mod demo;
+mod fleet;
+
+use fleet::Fleet;
+
+/// How long a start that is interrupted may still take to come to its end.
+const START_WITHIN: Duration = Duration::from_secs(2);
+
+/// Bring up registry, allocators and a proxy in one process
+///
+/// Registers hello-world-server and prints what listens where. Ctrl-C stops
+/// everything, instances included.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Keep identities, services and artifacts here between runs [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Number of allocators
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub nodes: u8,
+    /// Port of the front on 127.0.0.1; 0 lets the kernel choose
+    #[arg(long, value_name = "PORT", default_value_t = 4201)]
+    pub port: u16,
+    /// Configuration file [default: conf/conf.json, then lca/conf.json in the user's folder]
+    #[arg(long, value_name = "FILE")]
+    pub configfile: Option<PathBuf>,
+    /// The log on standard error: human has warnings, json also what happens; RUST_LOG
+    /// overrides
+    #[arg(long, value_name = "human|json", default_value = "human", hide_possible_values = true)]
+    pub log_format: LogFormat,
+}
+
+/// What the log looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl From<LogFormat> for lca::logs::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Human => Self::Human,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+/// Runs until SIGINT, SIGTERM or SIGHUP, then stops everything; a second signal stops at once.
+///
+/// # Errors
+/// If something cannot be started, such as a port that is taken; nothing is left
+/// running then.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let mut config = match lca::config::find(args.configfile.as_deref()) {
+        Some(path) => Config::load(&path)?,
+        None => Config::default(),
+    };
+    let environment = std::env::var(BOOTSTRAPS_ENV).ok();
+    config.bootstraps = config::bootstraps(&[], &config.bootstraps, environment.as_deref())?;
+    // Held to the end: dropping it removes the folder.
+    let (data_dir, _temporary) = match args.data_dir {
+        Some(dir) => (dir, None),
+        None => {
+            let made = tempfile::Builder::new().prefix("lca-up-").tempdir().map_err(|error| {
+                Error::new(Kind::FailedPrecondition, "cannot create a temporary folder")
+                    .because(error)
+            })?;
+            (made.path().to_owned(), Some(made))
+        }
+    };
+    // Programs run in folders of their own, where a relative path would lead elsewhere.
+    let data_dir = std::path::absolute(&data_dir).map_err(|error| {
+        let what = format!("cannot use the folder {}", data_dir.display());
+        Error::new(Kind::FailedPrecondition, what).because(error)
+    })?;
+    let signal = shutdown_signal()?;
+    tokio::pin!(signal);
+    let starting = async {
+        let fleet = Fleet::start(&data_dir, args.nodes, args.port, &config).await?;
+        match demo::register(&fleet).await {
+            Ok(()) => Ok(fleet),
+            Err(error) => {
+                fleet.drain().await;
+                Err(error)
+            }
+        }
+    };
+    tokio::pin!(starting);
+    let fleet = tokio::select! {
+        () = &mut signal => {
+            // Starting is quick, and what has started whole is stopped whole. What has not
+            // is dropped, and its tasks and instances with it.
+            if let Ok(Ok(fleet)) = timeout(START_WITHIN, &mut starting).await {
+                let _forced = timeout(STOP_WITHIN, fleet.drain()).await;
+            }
+            return Ok(ExitCode::from(130));
+        }
+        fleet = &mut starting => fleet?,
+    };
+    // A reader that went away (`lcactl up | head`) is no reason to stop the network.
+    let _reader_gone = std::io::stdout().write_all(fleet.report().as_bytes());
+    let _reader_gone = std::io::stdout().flush();
+    let asked = tokio::select! {
+        () = &mut signal => true,
+        () = fleet.failed() => false,
+    };
+    let again = shutdown_signal()?;
+    if asked {
+        tracing::info!("stopping");
+    }
+    // What is cut short here is dropped, and its instances are killed.
+    let in_time = tokio::select! {
+        in_time = timeout(STOP_WITHIN, fleet.drain()) => in_time.unwrap_or(false),
+        () = again => false,
+    };
+    Ok(if asked && in_time { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn shutdown_signal() -> Result<impl Future<Output = ()>> {
+    lca::shutdown::signal().map_err(|error| {
+        Error::new(Kind::Internal, "cannot install signal handlers").because(error)
+    })
+}

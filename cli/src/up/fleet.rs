@@ -1,0 +1,116 @@
+//! All the daemons of `lcactl up`, started in order and stopped together.
+
+use std::{fmt::Write as _, path::Path, sync::Arc, time::Duration};
+
+use futures::future::{join_all, select_all};
+use lca::{Result, config::Config, local};
+use lca_allocator::driver::process::Process;
+use lca_daemon::{Addresses, Settings, allocator, proxy, registry};
+
+/// Loopback joins in milliseconds; a machine that swaps gets a few seconds.
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// A network on one machine.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    registry: registry::App,
+    allocators: Vec<allocator::App>,
+    proxy: proxy::App,
+}
+
+impl Fleet {
+    /// Starts a registry, `nodes` allocators and a proxy under `data_dir`, joined to each
+    /// other and to the bootstraps of `config`.
+    pub(super) async fn start(
+        data_dir: &Path,
+        nodes: u8,
+        port: u16,
+        config: &Config,
+    ) -> Result<Self> {
+        let settings = |name: String| Settings {
+            bootstraps: config.bootstraps.clone(),
+            requirements: config.requirements,
+            ..Settings::loopback(data_dir.join(name), local::default_dir())
+        };
+        let registry = registry::App::build(settings("registry".into())).await?;
+        let joining = |name: String| {
+            let mut settings = settings(name);
+            settings.bootstraps.extend(registry.addresses().bootstraps.iter().cloned());
+            settings
+        };
+        let mut allocators = Vec::new();
+        for n in 1..=nodes {
+            let settings = joining(format!("allocator-{n}"));
+            let mut offer = lca_allocator::Config::new(settings.data_dir.join("allocator"));
+            // One machine's room, divided among the allocators that share it.
+            offer.capacity = offer.capacity.share(nodes.into());
+            let driver = Process::open(&offer.data_dir.join("instances"))?;
+            let config = allocator::Config {
+                settings,
+                allocator: offer,
+                http: lca_proxy::Config::default(),
+            };
+            allocators.push(allocator::App::build(config, Arc::new(driver)).await?);
+        }
+        let front = ([127, 0, 0, 1], port).into();
+        let proxy = proxy::Config {
+            settings: joining("proxy".into()),
+            front,
+            http: lca_proxy::Config::default(),
+        };
+        let proxy = proxy::App::build(proxy).await?;
+        let fleet = Self { registry, allocators, proxy };
+        let nodes = [fleet.registry.node(), fleet.proxy.node()].into_iter();
+        let joining =
+            nodes.chain(fleet.allocators.iter().map(|app| app.node())).map(|node| node.joined());
+        if tokio::time::timeout(JOIN_WITHIN, join_all(joining)).await.is_err() {
+            tracing::warn!("the nodes have not all joined each other yet; they go on trying");
+        }
+        Ok(fleet)
+    }
+
+    /// The registry's local API.
+    pub(super) fn registry_socket(&self) -> &Path {
+        &self.registry.addresses().socket
+    }
+
+    /// Resolves when a task of some daemon has ended that should not.
+    pub(super) async fn failed(&self) {
+        let allocators = self.allocators.iter().map(|app| Box::pin(app.failed()) as _);
+        let others: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 2] =
+            [Box::pin(self.registry.failed()), Box::pin(self.proxy.failed())];
+        select_all(others.into_iter().chain(allocators)).await;
+    }
+
+    /// Stops all daemons at once. True if nothing had to be forced.
+    pub(super) async fn drain(self) -> bool {
+        let allocators = join_all(self.allocators.into_iter().map(allocator::App::drain));
+        // The proxy first lets its requests finish; the registry is nobody's client.
+        let (proxy, allocators, registry) =
+            tokio::join!(self.proxy.drain(), allocators, self.registry.drain());
+        proxy && registry && allocators.into_iter().all(|in_time| in_time)
+    }
+
+    /// What listens where, and what to type next.
+    pub(super) fn report(&self) -> String {
+        let mut text = format!("service-manager {}\n\n", lca::VERSION);
+        let mut row = |role: &str, addresses: &Addresses| {
+            let mesh = addresses.mesh.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let libp2p = addresses.bootstraps.first().map(ToString::to_string).unwrap_or_default();
+            let _infallible = writeln!(text, "{role:<10} mesh {mesh:<16} libp2p {libp2p}");
+        };
+        row("registry", self.registry.addresses());
+        self.allocators.iter().for_each(|app| row("allocator", app.addresses()));
+        row("proxy", self.proxy.addresses());
+        let front =
+            self.proxy.addresses().front.map(|address| address.to_string()).unwrap_or_default();
+        let socket = self.proxy.addresses().socket.display();
+        let name = super::demo::NAME;
+        let _infallible = write!(
+            text,
+            "\nfront      http://{front}\nlocal API  {socket}\nservice    {name}, started by its first request\n\n    \
+             curl http://{front}/{name}/hello\n\nWaiting for requests. Ctrl-C stops everything.\n"
+        );
+        text
+    }
+}

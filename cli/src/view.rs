@@ -1,0 +1,216 @@
+//! What `-o json` prints: the messages of `proto/lca/v1`, field by field under their
+//! own names, enums by their names there. 64-bit numbers are JSON numbers, and what is
+//! unset is `null`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lca::{PeerId, api::proto};
+use serde::Serialize;
+
+use crate::units::show_duration;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Peer {
+    pub(crate) peer: String,
+    pub(crate) roles: Vec<String>,
+    pub(crate) mesh_addresses: Vec<String>,
+    pub(crate) rtt_us: Option<u64>,
+    pub(crate) version: String,
+    pub(crate) local: bool,
+    pub(crate) reachable: bool,
+    pub(crate) instances: u32,
+    pub(crate) max_instances: u32,
+}
+
+impl From<proto::Peer> for Peer {
+    fn from(peer: proto::Peer) -> Self {
+        let proto::Peer {
+            peer,
+            roles,
+            mesh_addresses,
+            rtt_us,
+            version,
+            local,
+            reachable,
+            instances,
+            max_instances,
+        } = peer;
+        Self {
+            peer,
+            roles,
+            mesh_addresses,
+            rtt_us,
+            version,
+            local,
+            reachable,
+            instances,
+            max_instances,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Instance {
+    pub(crate) id: String,
+    pub(crate) service: String,
+    pub(crate) service_hash: String,
+    pub(crate) revision: u64,
+    pub(crate) peer: String,
+    pub(crate) mesh_addresses: Vec<String>,
+    pub(crate) state: &'static str,
+    pub(crate) reason: String,
+    pub(crate) last_output: Vec<String>,
+    pub(crate) driver: String,
+    pub(crate) age_ms: u64,
+    pub(crate) load: Option<Load>,
+    pub(crate) rtt_us: Option<u64>,
+    pub(crate) pid: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Load {
+    pub(crate) in_flight: u32,
+    pub(crate) limit: u32,
+    pub(crate) queue_us: u64,
+    pub(crate) app_us: u64,
+}
+
+impl From<proto::Instance> for Instance {
+    fn from(instance: proto::Instance) -> Self {
+        let state = instance.state();
+        let load = instance.load.map(|load| {
+            let proto::Load { in_flight, limit, queue_us, app_us } = load;
+            Load { in_flight, limit, queue_us, app_us }
+        });
+        Self {
+            id: instance.id,
+            service: instance.service,
+            service_hash: instance.service_hash,
+            revision: instance.revision,
+            peer: instance.peer,
+            mesh_addresses: instance.mesh_addresses,
+            state: state.as_str_name(),
+            reason: instance.reason,
+            last_output: instance.last_output,
+            driver: instance.driver,
+            age_ms: instance.age_ms,
+            load,
+            rtt_us: instance.rtt_us,
+            pid: instance.pid,
+        }
+    }
+}
+
+impl Instance {
+    /// The state as a word: `ready`.
+    pub(crate) fn state_word(&self) -> String {
+        self.state.trim_start_matches("INSTANCE_STATE_").to_ascii_lowercase()
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) duration_us: u64,
+    pub(crate) detail: String,
+}
+
+impl From<proto::Step> for Step {
+    fn from(proto::Step { name, duration_us, detail }: proto::Step) -> Self {
+        Self { name, duration_us, detail }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ServiceSpec {
+    pub(crate) name: String,
+    pub(crate) artifact: String,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) protocol: &'static str,
+    pub(crate) readiness: Readiness,
+    pub(crate) requirements: Requirements,
+    pub(crate) resources: Resources,
+    pub(crate) idle_timeout_ms: u64,
+    pub(crate) concurrency_limit: u32,
+    pub(crate) revision: u64,
+    pub(crate) service_hash: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Readiness {
+    pub(crate) http_path: String,
+    pub(crate) start_timeout_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Requirements {
+    pub(crate) soft_rtt_ms: u32,
+    pub(crate) hard_rtt_ms: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Resources {
+    pub(crate) cpu_millis: u32,
+    pub(crate) memory_bytes: u64,
+}
+
+impl From<proto::ServiceSpec> for ServiceSpec {
+    fn from(spec: proto::ServiceSpec) -> Self {
+        let protocol = spec.protocol().as_str_name();
+        let readiness = spec.readiness.unwrap_or_default();
+        let requirements = spec.requirements.unwrap_or_default();
+        let resources = spec.resources.unwrap_or_default();
+        Self {
+            name: spec.name,
+            artifact: spec.artifact,
+            arguments: spec.arguments,
+            environment: spec.environment,
+            protocol,
+            readiness: Readiness {
+                http_path: readiness.http_path,
+                start_timeout_ms: readiness.start_timeout_ms,
+            },
+            requirements: Requirements {
+                soft_rtt_ms: requirements.soft_rtt_ms,
+                hard_rtt_ms: requirements.hard_rtt_ms,
+            },
+            resources: Resources {
+                cpu_millis: resources.cpu_millis,
+                memory_bytes: resources.memory_bytes,
+            },
+            idle_timeout_ms: spec.idle_timeout_ms,
+            concurrency_limit: spec.concurrency_limit,
+            revision: spec.revision,
+            service_hash: spec.service_hash,
+        }
+    }
+}
+
+/// The first eight characters, enough for people to copy.
+pub(crate) fn short_id(id: &str) -> String {
+    id.chars().take(8).collect()
+}
+
+/// The last eight characters of a peer id: the first ones are the same for all.
+pub(crate) fn short_peer(peer: &str) -> String {
+    match peer.parse::<PeerId>() {
+        Ok(peer) => peer.short(),
+        Err(_) => peer.chars().take(8).collect(),
+    }
+}
+
+/// A digest without its algorithm, shortened.
+pub(crate) fn short_digest(digest: &str) -> String {
+    digest.strip_prefix("sha256:").unwrap_or(digest).chars().take(12).collect()
+}
+
+/// Microseconds, or unknown.
+pub(crate) fn micros(micros: Option<u64>) -> String {
+    micros.map(|micros| show_duration(Duration::from_micros(micros))).unwrap_or_default()
+}
+
+/// An age of milliseconds.
+pub(crate) fn age(millis: u64) -> String {
+    show_duration(Duration::from_millis(millis))
+}

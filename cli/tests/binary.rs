@@ -1,0 +1,164 @@
+//! The program itself: exit codes, streams and signals as a shell sees them.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::net::UnixListener,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longer than any command here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `lcactl` with nothing of this machine's surroundings but the folder.
+fn lcactl(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lcactl"));
+    command.args(line.split_whitespace()).current_dir(dir);
+    command.env_clear().env("XDG_RUNTIME_DIR", dir).env("HOME", dir).stdin(Stdio::null());
+    command
+}
+
+fn run(dir: &Path, line: &str) -> Output {
+    lcactl(dir, line).output().expect("lcactl can be run")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("lcactl prints UTF-8")
+}
+
+#[test]
+fn help_and_version_succeed_and_mistakes_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    for (line, code) in [
+        ("--help", 0),
+        ("--version", 0),
+        ("service add --help", 0),
+        ("", 2),
+        ("frobnicate", 2),
+        ("release", 2),
+        ("allocate UPPER", 2),
+        ("peers --address 127.0.0.1:4210", 2),
+    ] {
+        let ended = run(dir.path(), line);
+        assert_eq!(ended.status.code(), Some(code), "{line}: {ended:?}");
+        assert_eq!(ended.stdout.is_empty(), code != 0, "{line}");
+        assert!(!text(&ended.stdout).contains('\x1b') && !text(&ended.stderr).contains('\x1b'));
+    }
+    assert!(!text(&run(dir.path(), "--help").stdout).contains("demo-hello-world-server"));
+}
+
+#[test]
+fn without_a_daemon_it_says_so_at_once_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    for line in
+        ["peers", "instances", "service list", "health", "allocate x", "logs 0", "release 0"]
+    {
+        let begun = Instant::now();
+        let ended = run(dir.path(), line);
+        assert_eq!(ended.status.code(), Some(4), "{line}: {ended:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{line} took {:?}", begun.elapsed());
+        let lines: Vec<_> = text(&ended.stderr).lines().collect();
+        assert_eq!(lines.len(), 2, "{line}: {lines:?}");
+        assert!(lines[0].starts_with("error: no daemon answers in "), "{line}: {lines:?}");
+        assert!(lines[1].starts_with("hint: start one with `lcactl up`"), "{line}: {lines:?}");
+    }
+}
+
+#[test]
+fn with_json_a_failure_is_one_document_on_standard_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = run(dir.path(), "-o json instances");
+    assert_eq!(text(&ended.stdout), "");
+    let document: serde_json::Value = serde_json::from_slice(&ended.stderr).unwrap();
+    assert_eq!(document["error"]["kind"], "unavailable");
+    assert_eq!(document["error"]["exit_code"], 4);
+}
+
+#[test]
+fn a_configuration_is_printed_or_refused_with_every_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = run(dir.path(), "config check");
+    assert_eq!(ended.status.code(), Some(0));
+    assert_eq!(text(&ended.stderr), "there is no configuration file; these are the defaults\n");
+
+    fs::write(dir.path().join("c.json"), r#"{"Perf":{"SoftReq":{"RTT":-5}},"X":1}"#).unwrap();
+    let ended = run(dir.path(), "config check c.json");
+    assert_eq!((ended.status.code(), text(&ended.stdout)), (Some(2), ""));
+    assert_eq!(
+        text(&ended.stderr),
+        "error: c.json:1:27: Perf.SoftReq.RTT: must be a whole number of milliseconds from 1 to 3600000, not -5\n\
+         error: c.json:1:32: X: is not known here; known are Perf, Bootstraps\n"
+    );
+
+    let peer = "/ip4/10.0.0.1/tcp/1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+    fs::create_dir(dir.path().join("conf")).unwrap();
+    fs::write(dir.path().join("conf/conf.json"), r#"{"Perf":{"HardReq":{"RTT":7}}}"#).unwrap();
+    let ended = lcactl(dir.path(), "config check").env("P2P_BOOTSTRAPS", peer).output().unwrap();
+    let effective: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(effective["Perf"]["HardReq"]["RTT"], 7);
+    assert_eq!(effective["Bootstraps"][0], peer);
+    assert_eq!(run(dir.path(), "config check none.json").status.code(), Some(3));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_quiet_success() {
+    let dir = tempfile::tempdir().unwrap();
+    // More than a pipe holds, so that the write meets the closed end.
+    let peer = "\"/ip4/10.0.0.1/tcp/1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA\"";
+    let many = vec![peer; 5000].join(",");
+    fs::write(dir.path().join("c.json"), format!("{{\"Bootstraps\":[{many}]}}")).unwrap();
+    let mut command = lcactl(dir.path(), "config check c.json");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::with_capacity(16, child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "{\n");
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), text(&ended.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn a_full_disk_is_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    for line in ["config check", "--help"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let ended = lcactl(dir.path(), line).stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{line}: {ended:?}");
+        assert!(text(&ended.stderr).contains("cannot write the output: "), "{line}: {ended:?}");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_wait_with_130() {
+    let dir = tempfile::tempdir().unwrap();
+    // A daemon that takes the connection and never answers.
+    fs::create_dir(dir.path().join("lca")).unwrap();
+    // One that was killed left its socket, and would have come first.
+    drop(UnixListener::bind(dir.path().join("lca/proxy-1.sock")).unwrap());
+    let listener = UnixListener::bind(dir.path().join("lca/proxy-4201.sock")).unwrap();
+    let mut command = lcactl(dir.path(), "allocate hello --request-id abc");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut connection, _) = listener.accept().unwrap();
+    // The name of the service is in what is sent once the call is made.
+    let mut sent = Vec::new();
+    let mut buffer = [0; 4096];
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    while !sent.windows(5).any(|window| window == b"hello") {
+        let read = connection.read(&mut buffer).unwrap();
+        assert_ne!(read, 0, "the call was not made");
+        sent.extend_from_slice(&buffer[..read]);
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let begun = Instant::now();
+    let status = child.wait().unwrap();
+    assert!(begun.elapsed() < PATIENCE);
+    assert_eq!(status.code(), Some(130));
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(
+        said,
+        "interrupted\nhint: the start goes on; `lcactl allocate hello --request-id abc` waits for it again\n"
+    );
+}
