@@ -1,0 +1,236 @@
+//! Nodes that go away, come back, or cannot be reached.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use lca::{config::Config, discovery::Discovery as _};
+use lca_node::link::Profile;
+use lca_tests::{Cluster, Service, eventually, http as client};
+use tokio::time::Instant;
+
+#[tokio::test]
+async fn a_machine_that_dies_is_replaced_by_another() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("moves")).await?;
+    assert_eq!(cluster.get("/moves/hello").await?.status, 200);
+    let first = usize::from(cluster.instances_of(0).await?.is_empty());
+    cluster.crash_allocator(first).await;
+    eventually("the other machine to serve", async || {
+        let answer = cluster.get("/moves/hello").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    assert_eq!(cluster.instances_of(1 - first).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_that_dies_is_replaced_for_the_next_request() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().start().await?;
+    cluster.add(&Service::demo("mortal")).await?;
+    assert_eq!(cluster.get("/mortal/hello").await?.status, 200);
+    lca_tests::processes::kill_below(cluster.dir());
+    eventually("a new instance to answer", async || {
+        let answer = cluster.get("/mortal/hello").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    let failed = cluster.instances().await?;
+    assert!(failed.iter().any(|instance| instance.reason.contains("SIGKILL")), "{failed:?}");
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_outage_changes_nothing_for_services_that_are_known() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("known").idle_timeout_ms(300)).await?;
+    assert_eq!(cluster.get("/known/hello").await?.status, 200);
+    cluster.crash_registry().await;
+    for _ in 0..20 {
+        let begin = Instant::now();
+        assert_eq!(
+            cluster.get("/known/hello").await?.status,
+            200,
+            "the outage evicted a healthy peer"
+        );
+        assert!(begin.elapsed() < Duration::from_secs(2), "a request waited {:?}", begin.elapsed());
+    }
+    cluster.restart_registry().await?;
+    cluster.add(&Service::demo("newcomer")).await?;
+    eventually("the registry to be found again", async || {
+        let answer = cluster.get("/newcomer/hello").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crashed_allocator_rejoins_and_serves_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().start().await?;
+    cluster.add(&Service::demo("again")).await?;
+    assert_eq!(cluster.get("/again/hello").await?.status, 200);
+    cluster.crash_allocator(0).await;
+    cluster.start_allocator(0).await?;
+    eventually("the allocator to serve again", async || {
+        let answer = cluster.get("/again/hello").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hung_peer_stalls_nobody_else() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("first")).await?;
+    assert_eq!(cluster.get("/first/hello").await?.status, 200);
+    let holder = usize::from(cluster.instances_of(0).await?.is_empty());
+    // The machine that holds it goes silent: no reset, no goodbye.
+    cluster.link(cluster.proxy(0).peer, cluster.allocator(holder).peer, Profile::CUT);
+    let front = cluster.front(0);
+    let stuck = tokio::spawn(async move { client::get(front, "/first/hello").await });
+    cluster.add(&Service::demo("second")).await?;
+    let begin = Instant::now();
+    let answer = cluster.get("/second/hello").await?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(8), "another service waited {took:?} for the hung peer");
+    // What was under way to it is answered elsewhere.
+    assert_eq!(stuck.await??.status, 200);
+    let elsewhere = cluster.instances_of(1 - holder).await?;
+    assert!(elsewhere.iter().any(|one| one.service == "first"), "{elsewhere:#?}");
+    cluster.heal(cluster.proxy(0).peer, cluster.allocator(holder).peer);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_leave_a_peer_that_fell_silent() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("leaves")).await?;
+    let several = || join_all((0..8).map(|_| cluster.get("/leaves/slow?ms=100")));
+    // Warm: the instance is known, and connections to its peer wait in the pool.
+    for answer in several().await {
+        assert_eq!(answer?.status, 200);
+    }
+    let holder = usize::from(cluster.instances_of(0).await?.is_empty());
+    cluster.link(cluster.proxy(0).peer, cluster.allocator(holder).peer, Profile::CUT);
+    // Three probes a second apart, one look at whether it still lives, a start.
+    let cut = Instant::now();
+    for answer in several().await {
+        let answer = answer?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let took = cut.elapsed();
+    assert!(took < Duration::from_secs(15), "requests waited {took:?} for the silent peer");
+    assert_eq!(cluster.instances_of(1 - holder).await?.len(), 1);
+    // Nobody is sent there again while it is silent.
+    let begin = Instant::now();
+    assert_eq!(cluster.get("/leaves/hello").await?.status, 200);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    cluster.heal(cluster.proxy(0).peer, cluster.allocator(holder).peer);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_record_does_not_hide_a_live_instance() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().allocators(2).proxies(2).start().await?;
+    let spec = cluster.add(&Service::demo("both")).await?;
+    // An instance on each machine.
+    use lca::api::proto::{
+        AllocateRequest, allocate_request::Mode, allocator_client::AllocatorClient,
+    };
+    for n in 0..2 {
+        let request = AllocateRequest {
+            service: "both".into(),
+            service_hash: spec.service_hash.clone(),
+            mode: Mode::New.into(),
+            request_id: format!("dead-record-{n}"),
+        };
+        let channel = lca::local::connect(&cluster.allocator(n).socket).await?;
+        AllocatorClient::new(channel).allocate(request).await?;
+    }
+    cluster.crash_allocator(0).await;
+    // A proxy that has never asked finds the dead record and the live one.
+    let answer = client::get(cluster.front(1), "/both/hello").await?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let live = cluster.instances_of(1).await?;
+    assert_eq!(live.len(), 1, "the live instance was used, not another started: {live:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_beyond_the_hard_limit_is_never_chosen() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(1).start().await?;
+    let far = Profile::rtt(Duration::from_millis(120));
+    cluster.add(&Service::demo("near").hard_rtt_ms(50)).await?;
+    assert_eq!(cluster.get("/near/hello").await?.status, 200, "it is near at first");
+    cluster.link(cluster.proxy(0).peer, cluster.allocator(0).peer, far);
+    let allocator = cluster.allocator(0).peer.short();
+    eventually("the far instance to be given up", async || {
+        let answer = cluster.get("/near/hello").await.map_err(|error| error.to_string())?;
+        let named = answer.text().contains(&allocator);
+        if answer.status == 503 && named { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    cluster.heal(cluster.proxy(0).peer, cluster.allocator(0).peer);
+    eventually("it to be used once it is near again", async || {
+        let answer = cluster.get("/near/hello").await.map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clients_own_limit_holds_where_the_service_has_none() -> anyhow::Result<()> {
+    // The original read milliseconds as nanoseconds: 60 would have refused everything,
+    // or nothing.
+    let limits = Config::parse("conf.json", r#"{ "Perf": { "HardReq": { "RTT": 60 } } }"#)?;
+    let cluster = Cluster::builder().requirements(limits.requirements).start().await?;
+    cluster.add(&Service::demo("any-distance")).await?;
+    assert_eq!(cluster.get("/any-distance/hello").await?.status, 200, "loopback is nearer");
+    let (proxy, allocator) = (cluster.proxy(0).peer, cluster.allocator(0).peer);
+    cluster.link(proxy, allocator, Profile::rtt(Duration::from_millis(120)));
+    eventually("the far instance to be given up", async || {
+        let answer = cluster.get("/any-distance/hello").await.map_err(|error| error.to_string())?;
+        let named = answer.text().contains(&allocator.short());
+        if answer.status == 503 && named { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    cluster.heal(proxy, allocator);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_partition_heals() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(1).proxies(2).start().await?;
+    cluster.add(&Service::demo("split")).await?;
+    assert_eq!(cluster.get("/split/hello").await?.status, 200);
+    let others = [cluster.allocator(0).peer, cluster.registry().peer];
+    for peer in others {
+        cluster.link(cluster.proxy(1).peer, peer, Profile::CUT);
+    }
+    let answer = client::get(cluster.front(1), "/split/hello").await?;
+    assert!(answer.status.is_server_error(), "{answer:?}");
+    assert_eq!(cluster.get("/split/hello").await?.status, 200, "the other side goes on");
+    for peer in others {
+        cluster.heal(cluster.proxy(1).peer, peer);
+    }
+    eventually("the far side to find it", async || {
+        let answer = client::get(cluster.front(1), "/split/hello")
+            .await
+            .map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    let found = cluster.proxy_node(1).endpoint(cluster.allocator(0).peer).await?;
+    assert!(found.has(lca::endpoint::Role::Allocator));
+    Ok(())
+}

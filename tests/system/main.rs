@@ -1,0 +1,11 @@
+//! Whole-system stories: real nodes, real processes, real sockets, one module a theme.
+//! Defects of the system this one re-creates (docs/ARCHITECTURE.md names them) each
+//! have a test that says so in its name.
+
+mod allocation;
+mod calls;
+mod faults;
+mod loss;
+mod network;
+mod requests;
+mod up;

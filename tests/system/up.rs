@@ -1,0 +1,272 @@
+//! The README's first command, as a real process: `lcactl up`.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use lca_tests::{eventually, http as client, processes, program};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
+
+/// A running `lcactl up` and what it printed.
+struct Up {
+    child: Child,
+    front: SocketAddr,
+    report: String,
+    runtime_dir: tempfile::TempDir,
+}
+
+impl Up {
+    async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let runtime_dir = tempfile::Builder::new().prefix("lca-up-test-").tempdir()?;
+        let mut child = lcactl(runtime_dir.path())
+            .args(["up", "--port", "0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(runtime_dir.path().join("log"))?)
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
+        let mut report = String::new();
+        let read = async {
+            while let Some(line) = lines.next_line().await? {
+                report += &line;
+                report.push('\n');
+                if line.starts_with("Waiting for requests") {
+                    return anyhow::Ok(());
+                }
+            }
+            anyhow::bail!("it ended after printing {report:?}")
+        };
+        timeout(Duration::from_secs(30), read).await.context("waiting for it to be up")??;
+        let curl = report.lines().find(|line| line.contains("curl ")).context("no curl line")?;
+        let url = curl.trim().trim_start_matches("curl http://");
+        let front = url.split('/').next().context("no address")?.parse()?;
+        Ok(Self { child, front, report, runtime_dir })
+    }
+
+    async fn lcactl(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
+        let output = lcactl(self.runtime_dir.path()).args(arguments).output();
+        let output = timeout(Duration::from_secs(20), output).await??;
+        Ok((output.status, String::from_utf8(output.stdout)?))
+    }
+
+    async fn stop(self, signal: Signal) -> anyhow::Result<ExitStatus> {
+        Ok(self.stop_and_read_log(signal).await?.0)
+    }
+
+    /// Resolves when some instance has an open request.
+    async fn is_busy(&self) {
+        eventually("a request to be in flight", async || {
+            let (_, json) = self.lcactl(&["-o", "json", "instances"]).await?;
+            let document: serde_json::Value = serde_json::from_str(&json)?;
+            let busy = |instance: &serde_json::Value| instance["load"]["in_flight"] == 1;
+            let found = document["instances"].as_array().is_some_and(|all| all.iter().any(busy));
+            anyhow::ensure!(found, "{document}");
+            Ok(())
+        })
+        .await;
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid =
+            self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).context("it still runs")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.runtime_dir.path().join("log"))?)
+    }
+
+    async fn stop_and_read_log(mut self, signal: Signal) -> anyhow::Result<(ExitStatus, String)> {
+        self.signal(signal)?;
+        let status = timeout(Duration::from_secs(5), self.child.wait()).await;
+        let log = self.log()?;
+        Ok((status.with_context(|| format!("stopping within 5 s; it said {log}"))??, log))
+    }
+}
+
+/// A test that fails leaves no instance behind: they outlive an `up` that is killed.
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _gone_already = self.child.start_kill();
+        processes::kill_below(self.runtime_dir.path());
+    }
+}
+
+fn lcactl(runtime_dir: &Path) -> Command {
+    let mut command = Command::new(program("lcactl"));
+    // Nothing of whoever runs the tests: no address, no configuration, no bootstraps.
+    let folders = ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HOME", "TMPDIR"];
+    command.env_clear().envs(folders.map(|name| (name, runtime_dir))).current_dir("/");
+    command
+}
+
+#[tokio::test]
+async fn the_readme_story_is_true() -> anyhow::Result<()> {
+    let up = Up::start(&[]).await?;
+    let (_, none) = up.lcactl(&["instances"]).await?;
+    assert!(!none.contains("hello-world-server"), "nothing runs before the first request: {none}");
+
+    let answer = client::get(up.front, "/hello-world-server/hello").await?;
+    assert_eq!(answer.text(), "Hello, world\n");
+
+    let (status, instances) = up.lcactl(&["instances"]).await?;
+    assert!(status.success() && instances.contains("hello-world-server"), "{instances}");
+    let (status, peers) = up.lcactl(&["peers"]).await?;
+    assert!(status.success(), "{peers}");
+    for role in ["registry", "allocator", "proxy"] {
+        assert!(peers.contains(role), "{role} is missing in {peers}");
+    }
+    let (status, services) = up.lcactl(&["service", "list"]).await?;
+    assert!(status.success() && services.contains("hello-world-server"), "{services}");
+    let (status, allocated) = up.lcactl(&["allocate", "hello-world-server", "--new"]).await?;
+    assert!(status.success(), "{allocated}");
+    let (status, health) = up.lcactl(&["health"]).await?;
+    assert!(status.success(), "{health}");
+
+    let dir = up.runtime_dir.path().to_owned();
+    assert_eq!(processes::below(&dir).len(), 2, "two instances run");
+    let status = up.stop(Signal::INT).await?;
+    assert!(status.success(), "Ctrl-C is a clean end: {status}");
+    assert!(processes::below(&dir).is_empty(), "an instance outlived its network");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stop_cuts_a_long_request_and_still_ends_in_time() -> anyhow::Result<()> {
+    let up = Up::start(&[]).await?;
+    assert_eq!(client::get(up.front, "/hello-world-server/hello").await?.status, 200);
+    let front = up.front;
+    let dir = up.runtime_dir.path().to_owned();
+    let long =
+        tokio::spawn(async move { client::get(front, "/hello-world-server/slow?ms=60000").await });
+    up.is_busy().await;
+    let _forced_or_not = up.stop(Signal::TERM).await?;
+    assert!(processes::below(&dir).is_empty(), "an instance outlived its network");
+    long.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_leaves_no_instance() -> anyhow::Result<()> {
+    let mut up = Up::start(&["--log-format", "json"]).await?;
+    let program = program("hello-world-server");
+    let program = program.to_str().context("a plain path")?;
+    let add = ["service", "add", "deaf", "--exec", program, "--", "--ignore-term"];
+    let (status, said) = up.lcactl(&add).await?;
+    assert!(status.success(), "{said}");
+    let front = up.front;
+    let long = tokio::spawn(async move { client::get(front, "/deaf/slow?ms=60000").await });
+    up.is_busy().await;
+    let dir = up.runtime_dir.path().to_owned();
+    assert_eq!(processes::below(&dir).len(), 1, "one instance runs");
+
+    up.signal(Signal::INT)?;
+    eventually("it to begin to stop", async || {
+        let log = up.log()?;
+        anyhow::ensure!(log.contains(r#""message":"stopping""#), "{log}");
+        Ok(())
+    })
+    .await;
+    let since = Instant::now();
+    up.signal(Signal::INT)?;
+    let status = timeout(Duration::from_secs(5), up.child.wait()).await??;
+    let took = since.elapsed();
+    assert!(!status.success(), "it was forced: {status}");
+    // The instance alone would be given two seconds.
+    assert!(took < Duration::from_millis(1500), "took {took:?}: {}", up.log()?);
+    assert!(processes::below(&dir).is_empty(), "an instance outlived its network");
+    long.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_data_dir_keeps_identities_and_services() -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    let data_dir = data.path().to_str().context("a plain path")?;
+    let up = Up::start(&["--data-dir", data_dir, "--nodes", "2"]).await?;
+    let ids = |report: &str| -> Vec<String> {
+        let ids = report.split_whitespace().filter_map(|word| word.split("/p2p/").nth(1));
+        ids.map(str::to_owned).collect()
+    };
+    let before = ids(&up.report);
+    assert_eq!(before.len(), 4, "a registry, two allocators, a proxy: {}", up.report);
+    let (status, _) = up.lcactl(&["service", "add", "other", "--external"]).await?;
+    assert!(status.success());
+    assert!(up.stop(Signal::TERM).await?.success());
+
+    let up = Up::start(&["--data-dir", data_dir, "--nodes", "2"]).await?;
+    assert_eq!(ids(&up.report), before, "each node is who it was");
+    let (_, services) = up.lcactl(&["service", "list"]).await?;
+    assert!(services.contains("other"), "{services}");
+    assert_eq!(client::get(up.front, "/hello-world-server/hello").await?.text(), "Hello, world\n");
+    assert!(up.stop(Signal::INT).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relative_data_dir_works_and_a_closed_terminal_is_a_clean_end() -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    // `lcactl` is started in the root folder.
+    let relative = data.path().strip_prefix("/")?.join("data");
+    let up = Up::start(&["--data-dir", relative.to_str().context("a plain path")?]).await?;
+    assert_eq!(client::get(up.front, "/hello-world-server/hello").await?.text(), "Hello, world\n");
+    assert_eq!(processes::below(data.path()).len(), 1);
+    let status = up.stop(Signal::HUP).await?;
+    assert!(status.success(), "{status}");
+    assert!(processes::below(data.path()).is_empty(), "an instance outlived its network");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_and_nothing_is_half_started() -> anyhow::Result<()> {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = holder.local_addr()?.port().to_string();
+    let runtime_dir = tempfile::tempdir()?;
+    let output = lcactl(runtime_dir.path()).args(["up", "--port", &port]).output();
+    let output = timeout(Duration::from_secs(20), output).await??;
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr)?;
+    assert!(said.contains(&format!("127.0.0.1:{port}")), "{said}");
+    assert!(output.stdout.is_empty(), "it claimed to be up");
+    assert!(processes::below(runtime_dir.path()).is_empty());
+    let sockets = lca::local::sockets(&runtime_dir.path().join("lca"));
+    assert!(sockets.is_empty(), "sockets are left: {sockets:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_log_says_who_each_node_is_and_is_json_on_request() -> anyhow::Result<()> {
+    let up = Up::start(&["--log-format", "json"]).await?;
+    assert_eq!(client::get(up.front, "/hello-world-server/hello").await?.status, 200);
+    let (_, log) = up.stop_and_read_log(Signal::INT).await?;
+    let mut roles = Vec::new();
+    for line in log.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("{line:?} is not JSON"))?;
+        if line["message"] == "waiting for requests" {
+            assert!(
+                line["peer"].as_str().is_some_and(|peer| peer.starts_with("12D3Koo")),
+                "{line}"
+            );
+            assert!(
+                line["mesh"].as_str().is_some_and(|mesh| mesh.contains("127.0.0.1:")),
+                "{line}"
+            );
+            roles.push(line["role"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    roles.sort();
+    assert_eq!(roles, ["allocator", "proxy", "registry"], "{log}");
+    assert!(!log.contains("/hello\""), "no line for each request at the default level: {log}");
+    Ok(())
+}
