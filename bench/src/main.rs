@@ -1,0 +1,57 @@
+//! `lca-bench`: measures what docs/benchmarks.md reports, each figure beside what it is
+//! to be compared with, in one run on one machine.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use hello_world_server::Options;
+
+mod cold_start;
+mod discovery;
+mod machine;
+mod stats;
+
+/// Benchmarks of service-manager
+#[derive(Debug, Parser)]
+#[command(name = "lca-bench", version)]
+enum Args {
+    /// First requests for services that nobody runs, beside spawning the program by hand
+    ColdStart(cold_start::Args),
+    /// Finds in the DHT with a cold cache: first endpoint, miss, whole query, traffic
+    Discovery(discovery::Args),
+    /// The program that cold-start measures with
+    #[command(hide = true, name = "demo-hello-world-server")]
+    Demo {
+        /// As the demo's own
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse() {
+        Args::Demo { arguments } => demo(arguments),
+        Args::ColdStart(args) => runtime().block_on(cold_start::run(args)),
+        Args::Discovery(args) => runtime().block_on(discovery::run(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(arguments: Vec<String>) -> anyhow::Result<()> {
+    hello_world_server::run_to_end(Options::parse(arguments)?)?;
+    Ok(())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made where a process can be started")
+}
