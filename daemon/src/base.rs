@@ -52,6 +52,10 @@ pub struct Settings {
     pub spec_ttl: Duration,
     /// The folder of the local API's socket.
     pub socket_dir: PathBuf,
+    /// Where gRPC for programs in any language listens, if anywhere; loopback only.
+    pub grpc_listen: Option<SocketAddr>,
+    /// Where `GET /metrics` is answered, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Distances to other nodes, for tests; the default adds none.
     pub links: Links,
     /// How often the node announces, renews and probes.
@@ -71,6 +75,8 @@ impl Settings {
             requirements: Requirements::default(),
             spec_ttl: Duration::from_secs(2),
             socket_dir,
+            grpc_listen: None,
+            metrics_listen: None,
             links: Links::default(),
             timing: lca_node::Timing::default(),
         }
@@ -88,6 +94,10 @@ pub struct Addresses {
     pub mesh: Vec<SocketAddr>,
     /// The front on localhost, where there is one.
     pub front: Option<SocketAddr>,
+    /// gRPC for programs in any language, where it was asked for.
+    pub grpc: Option<SocketAddr>,
+    /// The metrics, where they were asked for.
+    pub metrics: Option<SocketAddr>,
     /// The local API.
     pub socket: PathBuf,
 }
@@ -165,6 +175,8 @@ impl Base {
             bootstraps: self.node.bootstrap_addresses(),
             mesh: self.node.mesh_addresses(),
             front,
+            grpc: None,
+            metrics: None,
             socket: local.path().to_owned(),
         };
         self.listener.serve(handlers, &self.spawner);
