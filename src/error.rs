@@ -283,6 +283,15 @@ mod tests {
 
     #[tonic::async_trait]
     impl proto::instances_server::Instances for Silent {
+        type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+        async fn watch_instances(
+            &self,
+            _: tonic::Request<proto::WatchInstancesRequest>,
+        ) -> Result<tonic::Response<Self::WatchInstancesStream>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
         async fn list_instances(
             &self,
             _request: tonic::Request<proto::ListInstancesRequest>,

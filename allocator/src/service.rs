@@ -103,6 +103,15 @@ impl allocator_server::Allocator for Allocator {
 
 #[async_trait]
 impl instances_server::Instances for Allocator {
+    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<ListInstancesRequest>,

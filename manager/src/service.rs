@@ -90,6 +90,13 @@ impl Rpc for ForLocal {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn explain(
+        &self,
+        _request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_peers(
         &self,
         _request: Request<proto::ListPeersRequest>,

@@ -168,6 +168,13 @@ impl Manager for Fake {
         Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
     }
 
+    async fn explain(
+        &self,
+        _: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_peers(
         &self,
         _: Request<proto::ListPeersRequest>,
@@ -197,6 +204,15 @@ impl Manager for Fake {
 
 #[tonic::async_trait]
 impl Instances for Fake {
+    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<proto::ListInstancesRequest>,

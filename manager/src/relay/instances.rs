@@ -22,6 +22,15 @@ const MAX: usize = 1000;
 
 #[tonic::async_trait]
 impl Instances for Relay {
+    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<proto::ListInstancesRequest>,

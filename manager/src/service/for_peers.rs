@@ -33,6 +33,13 @@ impl Rpc for ForPeers {
         Err(refused("Allocate").into())
     }
 
+    async fn explain(
+        &self,
+        _request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        Err(refused("Explain").into())
+    }
+
     async fn list_peers(
         &self,
         _request: Request<proto::ListPeersRequest>,

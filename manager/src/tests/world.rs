@@ -310,6 +310,15 @@ impl Allocator for FakeAllocator {
 
 #[tonic::async_trait]
 impl Instances for FakeAllocator {
+    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<proto::ListInstancesRequest>,

@@ -107,6 +107,15 @@ struct WhoAsks;
 
 #[tonic::async_trait]
 impl Instances for WhoAsks {
+    type WatchInstancesStream = tonic::codegen::BoxStream<lca::api::proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<lca::api::proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<ListInstancesRequest>,

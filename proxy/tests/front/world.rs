@@ -210,6 +210,15 @@ struct Listed(Arc<Mutex<Vec<proto::Instance>>>);
 
 #[async_trait::async_trait]
 impl proto::instances_server::Instances for Listed {
+    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+
+    async fn watch_instances(
+        &self,
+        _: Request<proto::WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_instances(
         &self,
         request: Request<proto::ListInstancesRequest>,
