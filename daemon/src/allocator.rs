@@ -24,6 +24,8 @@ pub struct Config {
     pub allocator: lca_allocator::Config,
     /// Time-outs and limits of what its instances ask of other services.
     pub http: lca_proxy::Config,
+    /// At a stop, leave what runs to be taken over by the next start.
+    pub keep_instances: bool,
 }
 
 /// An allocator that runs.
@@ -50,7 +52,7 @@ impl App {
     /// # Errors
     /// If a port is taken or the data folder cannot be used; nothing is running then.
     pub async fn build(config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, http } = config;
+        let Config { settings, mut allocator, http, keep_instances: _ } = config;
         let base = Base::bind(&settings, Role::Allocator).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
         let ingress = Ingress::new(lca_ingress::Config::default());

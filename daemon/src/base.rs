@@ -56,6 +56,13 @@ pub struct Settings {
     pub grpc_listen: Option<SocketAddr>,
     /// Where `GET /metrics` is answered, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// The file of the identity; `identity` in the data folder if there is none.
+    pub keyfile: Option<PathBuf>,
+    /// A new identity at every start, kept nowhere.
+    pub ephemeral: bool,
+    /// Whether to listen where other machines can connect. Until a network has members,
+    /// whoever can connect is one.
+    pub insecure_open_network: bool,
     /// Distances to other nodes, for tests; the default adds none.
     pub links: Links,
     /// How often the node announces, renews and probes.
@@ -77,9 +84,26 @@ impl Settings {
             socket_dir,
             grpc_listen: None,
             metrics_listen: None,
+            keyfile: None,
+            ephemeral: false,
+            insecure_open_network: false,
             links: Links::default(),
             timing: lca_node::Timing::default(),
         }
+    }
+
+    /// Where the identity is kept.
+    pub fn key(&self) -> PathBuf {
+        self.keyfile.clone().unwrap_or_else(|| self.data_dir.join("identity"))
+    }
+
+    /// Who this start is, and its number among the starts with that identity.
+    fn identity(&self) -> Result<(Identity, u64)> {
+        if self.ephemeral {
+            return Ok((Identity::ephemeral(), 1));
+        }
+        let key = self.key();
+        Ok((Identity::load_or_create(&key)?, next_boot(&key)?))
     }
 }
 
@@ -121,10 +145,9 @@ impl Base {
         create_dir(&settings.data_dir)?;
         let tasks = Tasks::default();
         let spawner = tasks.spawner();
-        let key = settings.data_dir.join("identity");
-        let identity = Identity::load_or_create(&key)?;
+        let (identity, boot) = settings.identity()?;
         let node = lca_node::Config {
-            boot: next_boot(&key)?,
+            boot,
             listen: settings.listen,
             mesh_listen: settings.mesh_listen,
             advertise: settings.advertise.clone(),

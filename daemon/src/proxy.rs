@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lca::{Result, endpoint::Role};
+use lca::{Result, ServiceName, endpoint::Role};
 use lca_manager::Manager;
 use lca_node::{Node, mesh::Handlers};
 use lca_proxy::Front;
@@ -18,6 +18,17 @@ pub struct Config {
     pub front: SocketAddr,
     /// Its time-outs and limits.
     pub http: lca_proxy::Config,
+    /// What it represents in server mode; none in client mode.
+    pub external: Option<External>,
+}
+
+/// A service that nobody allocates: it runs by itself, and a proxy represents it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// The name it is registered under.
+    pub service: ServiceName,
+    /// Where it answers. Need not be on this machine: the operator names it.
+    pub address: SocketAddr,
 }
 
 /// A proxy that runs.

@@ -269,8 +269,12 @@ impl Cluster {
             allocator.capacity.memory_bytes = 1 << 40;
             allocator.capacity.instances = instances;
             let driver = Process::open(&allocator.data_dir.join("instances"))?;
-            let config =
-                allocator::Config { settings, allocator, http: lca_proxy::Config::default() };
+            let config = allocator::Config {
+                settings,
+                allocator,
+                http: lca_proxy::Config::default(),
+                keep_instances: false,
+            };
             allocator::App::build(config, Arc::new(driver)).await
         })
         .await?;
@@ -282,8 +286,13 @@ impl Cluster {
         let slot = &mut self.proxies[n];
         slot.start(|settings| async move {
             let front = ([127, 0, 0, 1], 0).into();
-            proxy::App::build(proxy::Config { settings, front, http: lca_proxy::Config::default() })
-                .await
+            proxy::App::build(proxy::Config {
+                settings,
+                front,
+                http: lca_proxy::Config::default(),
+                external: None,
+            })
+            .await
         })
         .await?;
         slot.app().node().joined().await;

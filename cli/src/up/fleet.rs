@@ -49,6 +49,7 @@ impl Fleet {
                 settings,
                 allocator: offer,
                 http: lca_proxy::Config::default(),
+                keep_instances: false,
             };
             allocators.push(allocator::App::build(config, Arc::new(driver)).await?);
         }
@@ -57,6 +58,7 @@ impl Fleet {
             settings: joining("proxy".into()),
             front,
             http: lca_proxy::Config::default(),
+            external: None,
         };
         let proxy = proxy::App::build(proxy).await?;
         let fleet = Self { registry, allocators, proxy };
