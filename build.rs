@@ -2,12 +2,13 @@
 
 use std::error::Error;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "lca/v1/spec.proto",
     "lca/v1/registry.proto",
     "lca/v1/instances.proto",
     "lca/v1/allocator.proto",
     "lca/v1/manager.proto",
+    "lca/v1/node.proto",
     "lca/v1/endpoint.proto",
 ];
 

@@ -31,8 +31,8 @@ use tonic::transport::Channel;
 
 use crate::{
     Digest, Error, Kind, Result, ServiceHash, ServiceName, Spec,
-    api::proto::registry_client::RegistryClient, artifact, discovery::Discovery, mesh::Mesh,
-    shutdown::Spawner,
+    api::proto::registry_client::RegistryClient, artifact, discovery::Discovery,
+    endpoint::Endpoint, mesh::Mesh, shutdown::Spawner,
 };
 
 use cache::{Cache, Verdict};
@@ -202,6 +202,12 @@ impl Specs {
             }
         }
         Err(Error::new(Kind::Unavailable, "no registry can be reached").retry_after(RETRY_AFTER))
+    }
+
+    /// The registries this node knows, itself included if it is one, in no order; asks
+    /// nobody. One that died may still be among them.
+    pub fn registries(&self) -> Vec<Arc<Endpoint>> {
+        self.shared.registries.known()
     }
 
     /// Where the artifact is in `store`, after fetching it from a registry if it is not

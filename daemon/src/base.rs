@@ -24,7 +24,7 @@ use lca_manager::Manager;
 use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
 
-use crate::health::Health;
+use crate::{diagnose::Diagnosis, health::Health};
 
 /// Every daemon that is asked to stop has stopped, instances included, within this time:
 /// below the 5 s in which Ctrl-C must be over.
@@ -137,6 +137,7 @@ pub(crate) struct Base {
     role: Role,
     listener: mesh::Listener,
     health: Health,
+    diagnosis: Diagnosis,
 }
 
 impl Base {
@@ -168,7 +169,16 @@ impl Base {
             lca_manager::Config { requirements: settings.requirements, ..Default::default() };
         let manager = Manager::start(manager, specs.clone(), discovery, peers, &spawner);
         let health = Health::start(role, node.clone(), &spawner).await;
-        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health })
+        let diagnosis = Diagnosis {
+            node: node.clone(),
+            manager: manager.clone(),
+            role,
+            since: tokio::time::Instant::now(),
+            data_dir: settings.data_dir.clone(),
+            requirements: settings.requirements,
+            front: None,
+        };
+        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health, diagnosis })
     }
 
     /// The mesh routes every daemon has: health, and who its peers are.
@@ -203,7 +213,10 @@ impl Base {
             socket: local.path().to_owned(),
         };
         self.listener.serve(handlers, &self.spawner);
-        local.serve(self.manager.local_routes().add_service(self.health.server()), &self.spawner);
+        let diagnosis = Diagnosis { front, ..self.diagnosis };
+        let routes = self.manager.local_routes();
+        let routes = routes.add_service(self.health.server()).add_service(diagnosis.server());
+        local.serve(routes, &self.spawner);
         tracing::info!(
             role = %self.role, peer = %addresses.peer, mesh = ?addresses.mesh,
             listen = ?addresses.bootstraps.iter().map(Bootstrap::to_string).collect::<Vec<_>>(),
@@ -247,7 +260,7 @@ impl Running {
 pub(crate) fn create_dir(dir: &Path) -> Result<()> {
     let refused = |reason: String| Error::new(Kind::FailedPrecondition, reason);
     let cannot = |what: &str, error: std::io::Error| {
-        refused(format!("cannot {what} the folder {}", dir.display())).because(error)
+        refused(format!("cannot {what} the folder {}: {error}", dir.display())).because(error)
     };
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|error| cannot("create", error))?;

@@ -7,6 +7,7 @@
 
 pub mod allocator;
 mod base;
+mod diagnose;
 mod health;
 pub mod proxy;
 pub mod registry;

@@ -18,6 +18,7 @@
 mod allocate;
 mod allocators;
 mod cache;
+mod check;
 mod find;
 mod flight;
 mod manager;
@@ -39,6 +40,7 @@ use lca::{
 };
 use tokio::time::Instant;
 
+pub use check::Checked;
 pub use manager::Manager;
 pub use relay::known::KnownSpecs;
 pub use service::for_peers::ForPeers;

@@ -29,7 +29,7 @@ mod swarm;
 
 pub use identity::Identity;
 pub use node::Node;
-pub use swarm::{FindStats, Joined, Status, Traffic};
+pub use swarm::{BootstrapState, FindStats, Joined, Status, Traffic};
 
 /// What a node is to be.
 #[derive(Clone, Debug)]

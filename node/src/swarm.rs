@@ -46,7 +46,7 @@ use behaviour::Behaviour;
 use find::Search;
 use own::OwnEndpoint;
 use status::Counters;
-pub use status::{FindStats, Joined, Status};
+pub use status::{BootstrapState, FindStats, Joined, Status};
 use transport::Meter;
 pub use transport::Traffic;
 

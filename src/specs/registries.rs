@@ -205,7 +205,7 @@ impl Registries {
     }
 
     /// This node if it is one, and all others that are known.
-    fn known(&self) -> Vec<Arc<Endpoint>> {
+    pub(super) fn known(&self) -> Vec<Arc<Endpoint>> {
         let mut known = self.memory().found.clone();
         let others = self.discovery.known().into_iter();
         let all = others.chain([self.discovery.own()]).filter(|peer| peer.has(Role::Registry));

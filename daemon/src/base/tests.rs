@@ -134,3 +134,39 @@ fn all_the_graces_of_a_polite_stop_fit_into_its_time() {
     let most = Timing::default().stop_within() + GRACE + Duration::from_millis(500);
     assert!(most <= STOP_WITHIN, "{most:?}");
 }
+
+#[tokio::test]
+async fn a_daemon_says_how_it_stands_and_only_to_its_own_machine() {
+    use lca::api::proto::{DiagnoseRequest, diagnose_response::Standing, node_client::NodeClient};
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        gone.local_addr().unwrap()
+    };
+    let peer = lca_node::Identity::ephemeral().peer_id();
+    let bootstrap =
+        lca::config::Bootstrap { host: Host::Ip(nobody.ip()), port: nobody.port(), peer };
+    let settings = Settings { bootstraps: vec![bootstrap.clone()], ..settings(&dir) };
+    let app = registry::App::build(settings).await.unwrap();
+    let mut client = NodeClient::new(local::connect(&app.addresses().socket).await.unwrap());
+    let told = lca::testing::eventually("the failed attempt to be told", async || {
+        let told = client.diagnose(DiagnoseRequest {}).await.unwrap().into_inner();
+        let failed = told.bootstraps.iter().all(|one| !one.last_error.is_empty());
+        if failed && told.standing() == Standing::Alone { Ok(told) } else { Err(told) }
+    })
+    .await;
+    assert_eq!(told.peer, app.addresses().peer.to_string());
+    assert_eq!(told.roles, ["registry"]);
+    assert_eq!(told.bootstraps[0].address, bootstrap.to_string());
+    assert!(told.bootstraps[0].last_error.contains("refused"), "{:?}", told.bootstraps);
+    assert!(told.registries[0].answered, "it is one itself: {told:?}");
+    assert!(told.allocators.is_empty());
+    assert_eq!(told.data_dir, dir.path().join("data").display().to_string());
+
+    let mesh = app.node();
+    let own = lca::discovery::Discovery::own(mesh);
+    let over_the_mesh = lca::mesh::Mesh::grpc(mesh, &own).await.unwrap();
+    let refused = NodeClient::new(over_the_mesh).diagnose(DiagnoseRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    assert!(app.drain().await);
+}

@@ -273,6 +273,7 @@ impl Actor {
             peers: self.peers.len(),
             bootstraps,
             bootstraps_reached: reached,
+            bootstrap_states: self.bootstraps.states(),
             announced: self.renewals.len().saturating_sub(1),
             announcements_held: held.0,
             records_held: held.1,

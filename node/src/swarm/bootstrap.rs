@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use lca::{PeerId, config::Bootstrap};
 
+use super::BootstrapState;
+
 /// All bootstraps of this node.
 #[derive(Debug)]
 pub(crate) struct Bootstraps {
@@ -22,7 +24,12 @@ struct Target {
     connected: bool,
     attempts: u32,
     due: Instant,
+    /// Why the last attempt failed.
+    error: Option<String>,
 }
+
+/// Characters kept of why one could not be reached: a sentence or two.
+const MAX_ERROR: usize = 300;
 
 impl Bootstraps {
     /// Waits grow from `first` to `most`. This node itself is not among its bootstraps,
@@ -34,14 +41,36 @@ impl Bootstraps {
         now: Instant,
     ) -> Self {
         let others = named.iter().filter(|at| at.peer != local);
-        let target =
-            |at: &Bootstrap| Target { at: at.clone(), connected: false, attempts: 0, due: now };
+        let target = |at: &Bootstrap| Target {
+            at: at.clone(),
+            connected: false,
+            attempts: 0,
+            due: now,
+            error: None,
+        };
         Self { first, most, targets: others.map(target).collect() }
     }
 
     /// How many there are, and how many are connected.
     pub(crate) fn count(&self) -> (usize, usize) {
         (self.targets.len(), self.targets.iter().filter(|target| target.connected).count())
+    }
+
+    /// How it stands with each.
+    pub(crate) fn states(&self) -> Vec<BootstrapState> {
+        let state = |target: &Target| BootstrapState {
+            at: target.at.clone(),
+            connected: target.connected,
+            last_error: target.error.clone(),
+        };
+        self.targets.iter().map(state).collect()
+    }
+
+    /// An attempt to connect to the peer has failed.
+    pub(crate) fn failed(&mut self, peer: PeerId, why: &str) {
+        for target in self.targets.iter_mut().filter(|t| t.at.peer == peer && !t.connected) {
+            target.error = Some(why.chars().take(MAX_ERROR).collect());
+        }
     }
 
     /// Whether this is one of them.
@@ -54,6 +83,7 @@ impl Bootstraps {
         for target in self.targets.iter_mut().filter(|target| target.at.peer == peer) {
             target.connected = true;
             target.attempts = 0;
+            target.error = None;
         }
     }
 
@@ -137,6 +167,22 @@ mod tests {
         assert!(due.iter().all(|(at, attempts)| at.peer == peer(2) && *attempts == 1));
         bootstraps.disconnected(peer(1), now + MOST, 0.0);
         assert_eq!(bootstraps.next(), Some(now + MOST + FIRST));
+    }
+
+    #[test]
+    fn why_one_could_not_be_reached_is_known_until_it_is() {
+        let (mut bootstraps, now) = two();
+        bootstraps.failed(peer(1), &"x".repeat(10 * MAX_ERROR));
+        let kept = bootstraps.states()[0].last_error.clone();
+        assert_eq!(kept.map(|error| error.len()), Some(MAX_ERROR));
+        assert_eq!(bootstraps.states()[1].last_error, None);
+        bootstraps.connected(peer(1));
+        // A second connection attempt may lose the race; nothing is wrong then.
+        bootstraps.failed(peer(1), "too late");
+        assert_eq!(bootstraps.states()[0].last_error, None);
+        bootstraps.disconnected(peer(1), now, 0.0);
+        bootstraps.failed(peer(1), "refused");
+        assert_eq!(bootstraps.states()[0].last_error.as_deref(), Some("refused"));
     }
 
     #[test]

@@ -199,7 +199,11 @@ impl Actor {
         if undecided(error) {
             return;
         }
-        let ours = from_libp2p(&peer).is_some_and(|peer| self.bootstraps.contains(peer));
+        let bootstrap = from_libp2p(&peer).filter(|peer| self.bootstraps.contains(*peer));
+        if let Some(bootstrap) = bootstrap {
+            self.bootstraps.failed(bootstrap, &why(error));
+        }
+        let ours = bootstrap.is_some();
         match error {
             DialError::WrongPeerId { obtained, address } if ours => {
                 tracing::warn!(expected = %peer, %obtained, %address, "another peer answers here");
@@ -232,5 +236,26 @@ impl Actor {
         if self.own.moved(mesh) {
             self.renewals.hurry(|told| *told == Told::Record, Instant::now());
         }
+    }
+}
+
+/// What people can act on: the innermost cause, without the transport's layers.
+fn why(error: &DialError) -> String {
+    fn innermost(error: &dyn std::error::Error) -> String {
+        std::iter::successors(Some(error), |error| error.source())
+            .last()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+    match error {
+        DialError::WrongPeerId { obtained, .. } => {
+            format!("another peer answers there: {obtained}")
+        }
+        DialError::NoAddresses => "it has no address: the name cannot be resolved".to_owned(),
+        DialError::Transport(failed) => match failed.first() {
+            Some((_, error)) => innermost(error),
+            None => innermost(error),
+        },
+        _ => innermost(error),
     }
 }

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use lca::config::Bootstrap;
 use libp2p::kad::QueryStats;
 
 use super::actor::Purpose;
@@ -33,6 +34,8 @@ pub struct Status {
     pub bootstraps: usize,
     /// Those of them that are connected.
     pub bootstraps_reached: usize,
+    /// Each of them, in the order they were given.
+    pub bootstrap_states: Vec<BootstrapState>,
     /// Keys this node announces.
     pub announced: usize,
     /// Announcements of others kept for the DHT.
@@ -42,6 +45,17 @@ pub struct Status {
     /// Records and messages dropped since the start: forged, expired, oversized,
     /// malformed.
     pub refused: u64,
+}
+
+/// How a node stands with one peer it was told to join through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapState {
+    /// Where it is, and who it must be.
+    pub at: Bootstrap,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Why the last attempt failed. `None` while connected.
+    pub last_error: Option<String>,
 }
 
 /// What finds have cost since the start: the queries for providers and for their
