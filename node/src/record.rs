@@ -5,6 +5,9 @@
 //! may come from anyone, so every reader verifies. Its life is counted from receipt by
 //! the reader's own clock, because the clocks of two nodes may be hours apart.
 
+use std::io;
+
+use futures::{AsyncRead, AsyncReadExt as _};
 use lca::{Error, Kind, PeerId, Result, api::proto, endpoint::Endpoint};
 use libp2p::core::SignedEnvelope;
 use prost::Message as _;
@@ -58,6 +61,28 @@ pub fn verify(peer: PeerId, bytes: &[u8]) -> Result<Endpoint> {
         return Err(invalid("is about somebody else"));
     }
     Ok(endpoint)
+}
+
+/// Reads a value of the DHT, which must be the word of the peer whose id is its key.
+///
+/// # Errors
+/// As [`verify`]; also if the key is no peer's id.
+pub fn of_value(key: &[u8], value: &[u8]) -> Result<Endpoint> {
+    verify(PeerId::from_bytes(key)?, value)
+}
+
+/// Takes a record, not verified yet, from a peer that ends its stream after it. Holds no
+/// more than the longest one. Not cancel safe.
+///
+/// # Errors
+/// If the stream fails, or does not end in time.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut record = Vec::new();
+    stream.take(MAX_LEN as u64 + 1).read_to_end(&mut record).await?;
+    if record.len() > MAX_LEN {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is too long"));
+    }
+    Ok(record)
 }
 
 #[cfg(test)]

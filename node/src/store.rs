@@ -16,7 +16,7 @@ use std::{
     vec,
 };
 
-use lca::{Error, Kind, PeerId, Result, endpoint::Endpoint};
+use lca::{Error, Kind, Result, endpoint::Endpoint};
 use libp2p::{
     Multiaddr, PeerId as Libp2pId,
     kad::{
@@ -160,9 +160,7 @@ impl Store {
     /// its time is over;
     /// [`Kind::Conflict`] if that peer has said something later.
     pub(crate) fn keep(&mut self, record: Record, now: Instant) -> Result<()> {
-        let peer = PeerId::from_bytes(record.key.as_ref())
-            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
-        let endpoint = record::verify(peer, &record.value)?;
+        let endpoint = record::of_value(record.key.as_ref(), &record.value)?;
         if let Some(kept) = self.values.get(&record.key).filter(|kept| kept.expires > now) {
             if kept.endpoint.supersedes(&endpoint) {
                 return Err(Error::new(Kind::Conflict, "endpoint record: is not the latest"));

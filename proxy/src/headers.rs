@@ -21,7 +21,7 @@ const LONGEST_RTT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// `InvalidArgument` naming the header.
-pub(crate) fn tightening(headers: &HeaderMap) -> Result<Requirements> {
+pub fn tightening(headers: &HeaderMap) -> Result<Requirements> {
     let read = |name: HeaderName| {
         let Some(value) = headers.get(&name) else { return Ok(None) };
         let rtt = value.to_str().ok().and_then(duration);
@@ -48,10 +48,11 @@ fn duration(text: &str) -> Option<Duration> {
 
 /// What a front calls itself in `Via`: `1.1 lca-<short PeerId> (<service>)`.
 #[derive(Clone, Debug)]
-pub(crate) struct Via(String);
+pub struct Via(String);
 
 impl Via {
-    pub(crate) fn new(peer: PeerId) -> Self {
+    /// The front of this node.
+    pub fn new(peer: PeerId) -> Self {
         Self(format!("lca-{}", peer.short()))
     }
 
@@ -94,7 +95,7 @@ impl Via {
 ///
 /// # Errors
 /// `InvalidArgument` if the body's end is not clear; `Loop`.
-pub(crate) fn for_ingress(
+pub fn for_ingress(
     headers: &mut HeaderMap,
     client: IpAddr,
     authority: &Authority,
@@ -129,7 +130,7 @@ pub(crate) fn for_ingress(
 }
 
 /// Makes an answer's headers those that the client gets.
-pub(crate) fn for_client(headers: &mut HeaderMap) {
+pub fn for_client(headers: &mut HeaderMap) {
     hygiene::strip_hop_by_hop(headers);
     hygiene::strip_prefix(headers, PREFIX);
 }

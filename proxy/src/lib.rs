@@ -12,9 +12,9 @@
 mod body;
 mod forward;
 mod front;
-mod headers;
+pub mod headers;
 mod retry;
-mod route;
+pub mod route;
 
 use std::time::Duration;
 

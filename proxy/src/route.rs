@@ -19,9 +19,10 @@ const SUFFIX: &str = ".lca.localhost";
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Route {
+pub enum Route {
     /// To a service.
     Service {
+        /// Which.
         service: ServiceName,
         /// What the application sees.
         target: PathAndQuery,
@@ -37,7 +38,7 @@ pub(crate) enum Route {
 /// # Errors
 /// `InvalidArgument` where no service can be meant, `Misdirected` for authorities that
 /// are not ours, `NotAllowed` for `CONNECT` and `TRACE`.
-pub(crate) fn route(method: &Method, uri: &Uri, headers: &HeaderMap, own: IpAddr) -> Result<Route> {
+pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap, own: IpAddr) -> Result<Route> {
     if matches!(*method, Method::CONNECT | Method::TRACE) {
         return Err(Error::new(Kind::NotAllowed, format!("{method} is not served here")));
     }

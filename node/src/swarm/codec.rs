@@ -3,7 +3,7 @@
 
 use std::io;
 
-use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{StreamProtocol, request_response::Codec};
 
 use crate::record;
@@ -31,12 +31,7 @@ impl Codec for EndpointCodec {
     where
         T: AsyncRead + Unpin + Send,
     {
-        let mut record = Vec::new();
-        io.take(record::MAX_LEN as u64 + 1).read_to_end(&mut record).await?;
-        if record.len() > record::MAX_LEN {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is too long"));
-        }
-        Ok(record)
+        record::read(io).await
     }
 
     async fn write_request<T>(&mut self, _: &StreamProtocol, _: &mut T, (): ()) -> io::Result<()>
