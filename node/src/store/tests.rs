@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use lca::PeerId;
 use proptest::prelude::*;
 
 use super::*;
