@@ -10,6 +10,7 @@ pub mod config;
 pub mod discovery;
 pub mod endpoint;
 mod error;
+mod exit;
 pub mod headers;
 mod id;
 pub mod local;
@@ -19,12 +20,15 @@ pub mod shutdown;
 mod spec;
 pub mod specs;
 pub mod testing;
+pub mod units;
 
 pub use error::{Error, Kind, Result};
+pub use exit::Exit;
 pub use id::{
     Digest, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash, ServiceName,
 };
 pub use spec::{Protocol, Readiness, Requirements, Resources, Spec};
 
-/// What this build calls itself towards peers and people.
+/// What this build calls itself towards peers; people are also told the commit, by
+/// `--version`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

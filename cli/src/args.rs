@@ -17,7 +17,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 a defect, 2 the command line or 
 ///
 /// Asks the daemon on this machine, which asks the others.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lcactl", version, after_help = EXIT_CODES)]
+#[command(name = "lcactl", version = lca_daemon::VERSION, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What holds for every command.
     #[command(flatten)]

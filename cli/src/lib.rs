@@ -10,7 +10,7 @@ mod connect;
 pub mod errors;
 pub mod output;
 mod table;
-pub mod units;
+pub use lca::units;
 pub mod up;
 mod upload;
 mod view;

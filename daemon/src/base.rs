@@ -220,7 +220,7 @@ impl Base {
         tracing::info!(
             role = %self.role, peer = %addresses.peer, mesh = ?addresses.mesh,
             listen = ?addresses.bootstraps.iter().map(Bootstrap::to_string).collect::<Vec<_>>(),
-            local = %addresses.socket.display(), front = ?addresses.front, "waiting for requests"
+            local = %addresses.socket.display(), front = ?addresses.front, "listening"
         );
         let Self { tasks, node, manager, health, .. } = self;
         Ok(Running { tasks, node, manager, health, addresses })

@@ -6,10 +6,17 @@
 //! then runs until asked to stop. An error from `build` means that nothing is running.
 
 pub mod allocator;
+pub mod args;
 mod base;
 mod diagnose;
 mod health;
+pub mod plan;
 pub mod proxy;
 pub mod registry;
+mod report;
+pub mod run;
 
 pub use base::{Addresses, STOP_WITHIN, Settings};
+
+/// What people are told this build is: the version, and the commit where it is known.
+pub const VERSION: &str = env!("LCA_VERSION");

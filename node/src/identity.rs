@@ -46,6 +46,14 @@ impl Identity {
         }
     }
 
+    /// The identity in the file at `path`; `None` if there is no file. Nothing is made.
+    ///
+    /// # Errors
+    /// As [`load_or_create`](Self::load_or_create).
+    pub fn load(path: &Path) -> Result<Option<Self>> {
+        load(path)
+    }
+
     /// Who the holder of this key is.
     pub const fn peer_id(&self) -> PeerId {
         self.peer

@@ -253,7 +253,7 @@ async fn the_log_says_who_each_node_is_and_is_json_on_request() -> anyhow::Resul
     for line in log.lines() {
         let line: serde_json::Value =
             serde_json::from_str(line).with_context(|| format!("{line:?} is not JSON"))?;
-        if line["message"] == "waiting for requests" {
+        if line["message"] == "listening" {
             assert!(
                 line["peer"].as_str().is_some_and(|peer| peer.starts_with("12D3Koo")),
                 "{line}"

@@ -1,0 +1,214 @@
+//! What the three binaries do: read what was typed, start, say so, run until asked to
+//! stop, stop.
+//!
+//! ```text
+//! start ──► bound ──► joined or alone: report, READY ──► running ──► draining ──► exit 0
+//!   │ error: nothing runs, exit 2, 4 or 5                   │ a task ended   │ second signal,
+//!   ▼                                                       ▼ exit 1         ▼ or too slow: exit 1
+//! ```
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use lca::{Error, Exit, Kind, Result, endpoint::Role};
+use lca_allocator::driver::process::Process;
+use lca_node::Node;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
+
+use crate::{
+    Addresses, STOP_WITHIN, allocator,
+    args::Command,
+    plan::{self, Environment, Plan},
+    proxy, registry,
+    report::Report,
+};
+
+/// What a daemon logs: its own news, and of libp2p only what is wrong.
+const LOG_LEVEL: &str = "info,libp2p_swarm=warn,libp2p_kad=error";
+/// After the end, how long a blocking call may still take before it is abandoned.
+const ABANDON: Duration = Duration::from_millis(100);
+
+/// All of a daemon's `main`.
+pub fn main<C: Command>() -> ExitCode {
+    let command = match C::try_parse() {
+        Ok(command) => command,
+        Err(said) => {
+            let exit = if said.use_stderr() { Exit::Usage } else { Exit::Success };
+            let printed = said.print().and_then(|()| io::stdout().flush());
+            return if printed.is_ok() { exit.into() } else { Exit::Other.into() };
+        }
+    };
+    let common = command.common();
+    lca::logs::init(common.log_format.into(), LOG_LEVEL);
+    let (plan, _source, read) = match plan::plan(&command, &Environment::of_process()) {
+        Ok(planned) => planned,
+        Err(problems) => {
+            problems.iter().for_each(tell);
+            return Exit::Usage.into();
+        }
+    };
+    if common.check {
+        return match writeln!(io::stdout(), "{}", plan.to_json(&read)) {
+            Ok(()) => Exit::Success.into(),
+            Err(_) => Exit::Other.into(),
+        };
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tell(&Error::new(Kind::Internal, "cannot start the runtime").because(error));
+            return Exit::Other.into();
+        }
+    };
+    let exit = runtime.block_on(run(plan)).unwrap_or_else(|error| {
+        tell(&error);
+        Exit::of(error.kind())
+    });
+    runtime.shutdown_timeout(ABANDON);
+    exit.into()
+}
+
+/// A failure as people are told it, on standard error.
+fn tell(error: &Error) {
+    let hint = error.hint_text().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+    // With nobody to read it there is nobody to tell.
+    let _unread = writeln!(io::stderr(), "error: {}{hint}", error.chain());
+}
+
+/// Runs until asked to stop.
+///
+/// # Errors
+/// If it cannot be started; nothing is running then.
+async fn run(plan: Plan) -> Result<Exit> {
+    let mut signals = Signals::install()?;
+    let starting = async {
+        let daemon = Daemon::build(plan.clone()).await?;
+        daemon.node().joined().await;
+        Ok::<_, Error>(daemon)
+    };
+    let daemon = tokio::select! {
+        () = signals.stop() => return Ok(Exit::Success),
+        daemon = starting => daemon?,
+    };
+    // A reader that went away is no reason to stop.
+    let _reader_gone = daemon.report(&plan).and_then(|()| io::stdout().flush());
+    let asked = tokio::select! {
+        () = signals.stop() => true,
+        () = daemon.failed() => false,
+    };
+    tracing::info!("stopping");
+    let in_time = tokio::select! {
+        in_time = timeout(STOP_WITHIN, daemon.drain()) => in_time.unwrap_or(false),
+        () = signals.stop() => {
+            tracing::warn!("asked to stop again; stopping at once");
+            false
+        }
+    };
+    Ok(if asked && in_time { Exit::Success } else { Exit::Other })
+}
+
+/// What a service manager and a terminal send.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn install() -> Result<Self> {
+        let install = |kind| {
+            signal(kind).map_err(|error| {
+                Error::new(Kind::Internal, "cannot install signal handlers").because(error)
+            })
+        };
+        Ok(Self {
+            interrupt: install(SignalKind::interrupt())?,
+            terminate: install(SignalKind::terminate())?,
+        })
+    }
+
+    /// Resolves at the next one that asks to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// A daemon that runs, whatever it is.
+#[derive(Debug)]
+enum Daemon {
+    Registry(registry::App),
+    Allocator(allocator::App),
+    Proxy(proxy::App),
+}
+
+impl Daemon {
+    async fn build(plan: Plan) -> Result<Self> {
+        Ok(match plan {
+            Plan::Registry(settings) => Self::Registry(registry::App::build(settings).await?),
+            Plan::Allocator(config) => {
+                let driver = Process::open(&config.allocator.data_dir.join("instances"))?;
+                Self::Allocator(allocator::App::build(*config, Arc::new(driver)).await?)
+            }
+            Plan::Proxy(config) => Self::Proxy(proxy::App::build(*config).await?),
+        })
+    }
+
+    fn addresses(&self) -> &Addresses {
+        match self {
+            Self::Registry(app) => app.addresses(),
+            Self::Allocator(app) => app.addresses(),
+            Self::Proxy(app) => app.addresses(),
+        }
+    }
+
+    fn node(&self) -> &Node {
+        match self {
+            Self::Registry(app) => app.node(),
+            Self::Allocator(app) => app.node(),
+            Self::Proxy(app) => app.node(),
+        }
+    }
+
+    async fn failed(&self) {
+        match self {
+            Self::Registry(app) => app.failed().await,
+            Self::Allocator(app) => app.failed().await,
+            Self::Proxy(app) => app.failed().await,
+        }
+    }
+
+    async fn drain(self) -> bool {
+        match self {
+            Self::Registry(app) => app.drain().await,
+            Self::Allocator(app) => app.drain().await,
+            Self::Proxy(app) => app.drain().await,
+        }
+    }
+
+    fn report(&self, plan: &Plan) -> io::Result<()> {
+        let (role, external) = match plan {
+            Plan::Registry(_) => (Role::Registry, None),
+            Plan::Allocator(_) => (Role::Allocator, None),
+            Plan::Proxy(config) => (Role::Proxy, config.external.as_ref()),
+        };
+        let status = self.node().status().borrow().clone();
+        let report = Report {
+            role,
+            addresses: self.addresses(),
+            data_dir: &plan.settings().data_dir,
+            peers_known: lca::discovery::Discovery::known(self.node()).len(),
+            status: &status,
+            external,
+        };
+        write!(io::stdout(), "{report}")
+    }
+}
