@@ -20,6 +20,8 @@ pub enum Role {
     Allocator,
     /// Has a front on localhost.
     Proxy,
+    /// Represents an external service.
+    External,
 }
 
 impl Role {
@@ -29,6 +31,7 @@ impl Role {
             Self::Registry => "registry",
             Self::Allocator => "allocator",
             Self::Proxy => "proxy",
+            Self::External => "external",
         }
     }
 }
@@ -43,7 +46,7 @@ impl FromStr for Role {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Registry, Self::Allocator, Self::Proxy]
+        [Self::Registry, Self::Allocator, Self::Proxy, Self::External]
             .into_iter()
             .find(|role| role.as_str() == text)
             .ok_or_else(|| Error::new(Kind::InvalidArgument, format!("{text:?} is not a role")))
@@ -78,6 +81,11 @@ impl Endpoint {
     /// Whether the node says that it does this.
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
+    }
+
+    /// Whether instances may live there: those it runs, or an external service.
+    pub fn holds_instances(&self) -> bool {
+        self.has(Role::Allocator) || self.has(Role::External)
     }
 }
 

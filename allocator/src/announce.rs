@@ -1,4 +1,5 @@
-//! Tells the network which services have an instance here, and when they have none.
+//! Tells the network which services have an instance here, and when they have none. An
+//! allocator says so of what it runs, a proxy of the external service it represents.
 //!
 //! Level-triggered: whenever something changed, what should be announced is compared
 //! with what is, so the order of events cannot leave a wrong announcement behind. A
@@ -28,7 +29,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Keeps announcements equal to what `serving` returns, until `stopping`. `changed` is
 /// notified when that may be different.
-pub(crate) async fn keep(
+pub async fn keep(
     discovery: Arc<dyn Discovery>,
     changed: Arc<Notify>,
     serving: impl Fn() -> HashSet<ServiceHash>,

@@ -7,14 +7,14 @@
 //! it, the way in is closed before the program is.
 
 mod admission;
-mod announce;
+pub mod announce;
 pub mod driver;
 mod failures;
 mod instance;
 mod lifecycle;
 mod outside;
 mod port;
-mod readiness;
+pub mod readiness;
 mod requests;
 mod service;
 mod supervisor;

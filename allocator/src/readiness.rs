@@ -4,6 +4,9 @@
 //! apart; they get rarer (by half as much again each time) until they cost a slow
 //! starter nothing. A port that answers proves nothing while our own program is dead:
 //! a stranger may sit on it, so the program's life is checked after each success.
+//!
+//! What is not ours, an external service, is looked at one [`Probe::look`] at a time, by
+//! whoever represents it.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -24,8 +27,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Asks one program until it is ready.
 #[derive(Debug)]
-pub(crate) struct Probe {
+pub struct Probe {
     address: SocketAddr,
+    /// The address as people know it.
+    place: String,
     http_path: Option<String>,
     /// What stood in the way at the last look.
     obstacle: String,
@@ -33,19 +38,23 @@ pub(crate) struct Probe {
 
 impl Probe {
     /// Looks at `address`: until it accepts or, with a path, until GET answers 2xx.
-    pub(crate) fn new(address: SocketAddr, http_path: Option<String>) -> Self {
-        let obstacle = format!("nothing listens on port {}", address.port());
-        Self { address, http_path, obstacle }
+    pub fn new(address: SocketAddr, http_path: Option<String>) -> Self {
+        let place = match address.ip().is_loopback() {
+            true => format!("port {}", address.port()),
+            false => address.to_string(),
+        };
+        let obstacle = format!("nothing listens on {place}");
+        Self { address, place, http_path, obstacle }
     }
 
     /// What stood in the way at the last look, as the end of a sentence.
-    pub(crate) fn obstacle(&self) -> &str {
+    pub fn obstacle(&self) -> &str {
         &self.obstacle
     }
 
     /// Resolves once the program is ready and `alive`. Has no deadline of its own.
     /// Cancel safe.
-    pub(crate) async fn ready(&mut self, alive: impl Fn() -> bool) {
+    pub async fn ready(&mut self, alive: impl Fn() -> bool) {
         let mut pause = FIRST;
         loop {
             match self.look().await {
@@ -58,12 +67,20 @@ impl Probe {
         }
     }
 
-    async fn look(&self) -> Result<(), String> {
-        let port = self.address.port();
+    /// Looks once, for at most two seconds. Cancel safe.
+    ///
+    /// # Errors
+    /// What stands in the way, as the end of a sentence.
+    pub async fn look(&self) -> Result<(), String> {
+        let place = &self.place;
         let Ok(connected) = timeout(ANSWER_WITHIN, TcpStream::connect(self.address)).await else {
-            return Err(format!("port {port} does not accept"));
+            return Err(format!("{place} does not accept"));
         };
-        let stream = connected.map_err(|_| format!("nothing listens on port {port}"))?;
+        let nothing = || format!("nothing listens on {place}");
+        let stream = connected.map_err(|_| nothing())?;
+        if is_self(&stream) {
+            return Err(nothing());
+        }
         let Some(path) = &self.http_path else {
             return Ok(());
         };
@@ -76,10 +93,16 @@ impl Probe {
     }
 }
 
+/// Whether the kernel gave the socket the very port it dialled and so connected it to
+/// itself, as may happen when nobody listens on a port of the range for clients.
+fn is_self(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(other)) if own == other)
+}
+
 /// The three digits of the status of a GET.
 async fn get(mut stream: TcpStream, path: &str, host: SocketAddr) -> io::Result<String> {
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: lca-allocator\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: lca-readiness\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
     // "HTTP/1.1 200": nothing more is of interest.

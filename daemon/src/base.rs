@@ -143,6 +143,11 @@ pub(crate) struct Base {
 impl Base {
     /// Binds the network side of a daemon with this role.
     pub(crate) async fn bind(settings: &Settings, role: Role) -> Result<Self> {
+        Self::bind_as(settings, role, &[role]).await
+    }
+
+    /// As [`bind`](Self::bind), for a daemon with further roles in the network.
+    pub(crate) async fn bind_as(settings: &Settings, role: Role, roles: &[Role]) -> Result<Self> {
         create_dir(&settings.data_dir)?;
         let tasks = Tasks::default();
         let spawner = tasks.spawner();
@@ -155,7 +160,7 @@ impl Base {
             bootstraps: settings.bootstraps.clone(),
             links: settings.links.clone(),
             timing: settings.timing,
-            ..lca_node::Config::loopback(identity, &[role])
+            ..lca_node::Config::loopback(identity, roles)
         };
         let (node, listener) = Node::bind(node, &spawner).await?;
         let discovery: Arc<dyn Discovery> = Arc::new(node.clone());

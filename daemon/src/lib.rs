@@ -9,6 +9,7 @@ pub mod allocator;
 pub mod args;
 mod base;
 mod diagnose;
+mod external;
 mod health;
 pub mod plan;
 pub mod proxy;

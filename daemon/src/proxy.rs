@@ -1,13 +1,21 @@
-//! The proxy daemon in client mode: a front on localhost for this machine's programs.
+//! The proxy daemon: a front on localhost for this machine's programs, and in server
+//! mode the representative of an external service.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use lca::{Result, ServiceName, endpoint::Role};
+use lca_ingress::Ingress;
 use lca_manager::Manager;
-use lca_node::{Node, mesh::Handlers};
+use lca_node::{
+    Node,
+    mesh::{Handlers, ServeHttp},
+};
 use lca_proxy::Front;
 
-use crate::base::{Addresses, Base, Running, Settings};
+use crate::{
+    base::{Addresses, Base, Running, Settings},
+    external::Representative,
+};
 
 /// What a proxy can be told.
 #[derive(Clone, Debug)]
@@ -35,6 +43,7 @@ pub struct External {
 #[derive(Debug)]
 pub struct App {
     running: Running,
+    external: Option<Representative>,
 }
 
 impl App {
@@ -43,15 +52,27 @@ impl App {
     /// # Errors
     /// If a port is taken; nothing is running then.
     pub async fn build(config: Config) -> Result<Self> {
-        let base = Base::bind(&config.settings, Role::Proxy).await?;
+        let also = config.external.as_ref().map(|_| Role::External);
+        let roles: Vec<_> = [Role::Proxy].into_iter().chain(also).collect();
+        let base = Base::bind_as(&config.settings, Role::Proxy, &roles).await?;
         let front =
             Front::bind(config.front, config.http, base.manager.clone(), base.node.clone()).await?;
         let address = front.address();
         let local = base.bind_local(&config.settings, address.port())?;
-        let grpc = base.peer_routes().add_service(base.manager.specs_server());
+        let mut grpc = base.peer_routes().add_service(base.manager.specs_server());
+        let mut http: Option<Arc<dyn ServeHttp>> = None;
+        let external = config.external.map(|what| {
+            let ingress = Ingress::new(lca_ingress::Config::default());
+            http = Some(Arc::new(ingress.clone()));
+            let (specs, discovery) = (base.specs.clone(), Arc::new(base.node.clone()));
+            Representative::start(what, specs, discovery, ingress, &base.spawner)
+        });
+        if let Some(external) = &external {
+            grpc = grpc.add_service(external.instances_server());
+        }
         front.serve(&base.spawner);
-        let running = base.serve(Handlers { grpc, http: None }, local, Some(address)).await?;
-        Ok(Self { running })
+        let running = base.serve(Handlers { grpc, http }, local, Some(address)).await?;
+        Ok(Self { running, external })
     }
 
     /// Who it is and where it can be reached.
@@ -76,6 +97,11 @@ impl App {
 
     /// Stops. True if nothing had to be forced.
     pub async fn drain(self) -> bool {
-        self.running.drain().await
+        let Self { running, external } = self;
+        running.leave();
+        if let Some(external) = external {
+            external.leave().await;
+        }
+        running.drain().await
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::Shared;
 
-/// An instance on this machine.
+/// An instance on this machine, or an external service that this node represents.
 #[derive(Clone, Copy, Debug)]
 pub struct Local {
     /// Which one.
@@ -130,6 +130,15 @@ impl Registration {
         });
     }
 
+    /// Takes requests again after a [`drain`](Self::drain): what could not be reached
+    /// for a while is back.
+    pub fn resume(&self) {
+        self.instance.state.send_if_modified(|state| {
+            state.draining = false;
+            false
+        });
+    }
+
     /// How busy it is now. `app` is of the last answer.
     pub fn load(&self) -> Load {
         self.instance.load()
@@ -218,6 +227,8 @@ mod tests {
         assert_eq!(refused(other), Some(Refusal::Unknown));
         registration.drain();
         assert_eq!(refused(instance.local.hash), Some(Refusal::Draining));
+        registration.resume();
+        assert_eq!(refused(instance.local.hash), None);
         drop(registration);
         assert_eq!(refused(instance.local.hash), Some(Refusal::Unknown));
         assert!(ingress.shared.instance(instance.local.instance).is_none());

@@ -12,7 +12,7 @@ use lca::{
     InstanceId, PeerId, Result, ServiceHash,
     api::proto,
     discovery::{Finding, Found, Key},
-    endpoint::{Endpoint, Role},
+    endpoint::Endpoint,
     headers::Load,
 };
 use tokio::time::Instant;
@@ -73,7 +73,7 @@ enum Dry {
 
 impl Search {
     /// Begins. `also` are peers to ask whether or not they are found; this node is one
-    /// of them if it runs instances, for a find leaves it out.
+    /// of them if it holds instances, for a find leaves it out.
     pub(crate) fn start(
         reach: &Reach,
         service: ServiceHash,
@@ -88,7 +88,7 @@ impl Search {
             dry: Dry::NotYet,
         };
         let own = reach.discovery.own();
-        let own = own.has(Role::Allocator).then_some(own);
+        let own = own.holds_instances().then_some(own);
         for endpoint in also.into_iter().chain(own) {
             search.probe(endpoint);
         }

@@ -26,6 +26,7 @@ mod pilot;
 mod policy;
 mod reach;
 mod relay;
+mod representatives;
 mod service;
 #[cfg(test)]
 mod tests;

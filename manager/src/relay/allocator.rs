@@ -87,6 +87,15 @@ impl Relay {
         let All { instances, unreachable } = everywhere(&self.0.inner, &which).await;
         let owner = owner(&prefix, &instances, &unreachable)?;
         let peer: PeerId = owner.peer.parse()?;
+        if owner.driver == Role::External.as_str() {
+            let text = format!(
+                "peer {} only represents {prefix}, an instance of {}",
+                peer.short(),
+                owner.service
+            );
+            return Err(Error::new(Kind::FailedPrecondition, text)
+                .hint("an external service is started, stopped and logged where it runs"));
+        }
         let at = self.endpoint(peer).await?;
         Ok((owner.id.clone(), self.allocator(&at).await?))
     }

@@ -1,17 +1,18 @@
-//! `Instances` of all allocators: asked in parallel, each with its own deadline, so
-//! that a dead peer is named and holds nobody up.
+//! `Instances` of all allocators, and of those who represent external services: asked in
+//! parallel, each with its own deadline, so that a dead peer is named and holds nobody up.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use lca::{
     Error, PeerId, Result, ServiceHash, ServiceName,
     api::proto::{self, instances_server::Instances},
+    endpoint::Endpoint,
 };
 use tonic::{Request, Response, Status};
 
 use super::Relay;
-use crate::manager::Inner;
+use crate::{manager::Inner, representatives};
 
 /// Longest one allocator may take.
 const ASK: Duration = Duration::from_secs(1);
@@ -49,18 +50,32 @@ impl Instances for Relay {
     }
 }
 
-/// What all allocators said.
+/// What all said who hold instances.
 pub(super) struct All {
     /// By service, peer and id.
     pub(super) instances: Vec<proto::Instance>,
     pub(super) unreachable: Vec<PeerId>,
 }
 
-/// Asks every allocator, this node included if it is one.
+/// Asks every peer that holds instances, this node included if it does.
 pub(super) async fn everywhere(inner: &Inner, which: &proto::ListInstancesRequest) -> All {
-    let allocators = inner.allocators.list_or_find().await;
-    let each = allocators.into_iter().map(|allocator| async move {
-        let endpoint = allocator.endpoint;
+    let (mut all, external) = tokio::join!(
+        async {
+            let allocators = inner.allocators.list_or_find().await;
+            ask(inner, which, allocators.into_iter().map(|one| one.endpoint).collect()).await
+        },
+        async { ask(inner, which, representatives::find(&inner.reach).await).await }
+    );
+    all.instances.extend(external.instances);
+    all.unreachable.extend(external.unreachable);
+    all.instances
+        .sort_unstable_by(|a, b| (&a.service, &a.peer, &a.id).cmp(&(&b.service, &b.peer, &b.id)));
+    all.unreachable.sort_unstable();
+    all
+}
+
+async fn ask(inner: &Inner, which: &proto::ListInstancesRequest, peers: Vec<Arc<Endpoint>>) -> All {
+    let each = peers.into_iter().map(|endpoint| async move {
         let answer = inner.reach.instances(&endpoint, which.clone(), ASK).await;
         (endpoint, answer)
     });
@@ -81,8 +96,5 @@ pub(super) async fn everywhere(inner: &Inner, which: &proto::ListInstancesReques
             }
         }
     }
-    all.instances
-        .sort_unstable_by(|a, b| (&a.service, &a.peer, &a.id).cmp(&(&b.service, &b.peer, &b.id)));
-    all.unreachable.sort_unstable();
     all
 }
