@@ -175,6 +175,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_that_met_itself_is_nobody() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let stream = timeout(PATIENCE, socket.connect(own)).await.unwrap().unwrap();
+        assert!(is_self(&stream));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        assert!(!is_self(&TcpStream::connect(listener.local_addr().unwrap()).await.unwrap()));
+    }
+
+    #[tokio::test]
     async fn with_a_path_only_a_2xx_is_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,6 +1,6 @@
 //! Starting, crashing, separating and stopping the nodes of a fleet.
 
-use std::{mem, path::Path, sync::Arc};
+use std::{mem, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use lca::{
@@ -166,7 +166,7 @@ impl Cluster {
     }
 
     /// Where a proxy's front is.
-    pub fn front(&self, n: usize) -> std::net::SocketAddr {
+    pub fn front(&self, n: usize) -> SocketAddr {
         self.proxies[n].addresses().front.expect("a proxy has a front")
     }
 
@@ -297,6 +297,38 @@ impl Cluster {
         .await?;
         slot.app().node().joined().await;
         Ok(())
+    }
+
+    /// Starts one more proxy, in server mode for what is at `address`; returns its number.
+    ///
+    /// # Errors
+    /// If it does not start.
+    ///
+    /// # Panics
+    /// If the fleet has no proxy yet.
+    pub async fn represent(&mut self, service: &str, address: SocketAddr) -> anyhow::Result<usize> {
+        let n = self.proxies.len();
+        let data_dir = self.dir.path().join(format!("proxy-{n}"));
+        let mut slot = Slot::empty(Settings { data_dir, ..self.proxies[0].settings.clone() });
+        let external = Some(proxy::External { service: service.parse()?, address });
+        slot.start(|settings| async move {
+            let front = ([127, 0, 0, 1], 0).into();
+            let http = lca_proxy::Config::default();
+            proxy::App::build(proxy::Config { settings, front, http, external }).await
+        })
+        .await?;
+        slot.app().node().joined().await;
+        self.proxies.push(slot);
+        Ok(n)
+    }
+
+    /// Stops a proxy politely.
+    ///
+    /// # Panics
+    /// If something had to be forced.
+    pub async fn stop_proxy(&mut self, n: usize) {
+        let empty = Slot::empty(self.proxies[n].settings.clone());
+        mem::replace(&mut self.proxies[n], empty).drain(proxy::App::drain).await;
     }
 
     /// Sets what lies between two nodes, for all their connections.

@@ -8,6 +8,7 @@
 mod cluster;
 mod eventually;
 pub mod http;
+mod outside;
 pub mod processes;
 mod service;
 mod slot;
@@ -15,4 +16,5 @@ mod slot;
 pub use cluster::{Builder, Cluster};
 pub use eventually::eventually_within;
 pub use lca::testing::eventually;
+pub use outside::Outside;
 pub use service::{Service, demo_program, program};

@@ -36,6 +36,14 @@ impl Service {
         }
     }
 
+    /// A service that runs outside of the fleet, ready when it answers `/hello`.
+    pub fn external(name: &str) -> Self {
+        let readiness = proto::Readiness { http_path: "/hello".into(), ..Default::default() };
+        let readiness = Some(readiness);
+        let spec = proto::ServiceSpec { name: name.into(), readiness, ..Default::default() };
+        Self { program: None, spec }
+    }
+
     /// A shell script under this name, ready when its port accepts.
     pub fn script(name: &str, script: &str) -> Self {
         let program = Some(format!("#!/bin/sh\n{script}\n").into_bytes());

@@ -4,6 +4,7 @@
 
 mod allocation;
 mod calls;
+mod external;
 mod faults;
 mod loss;
 mod network;
