@@ -117,8 +117,12 @@ async fn a_spec_that_comes_later_or_changes_is_followed() -> anyhow::Result<()> 
     let mut cluster = Cluster::builder().start().await?;
     let printer = Outside::start();
     cluster.represent("printer", printer.address()).await?;
-    let pending = is(&cluster, InstanceState::Pending).await;
-    assert!(pending.reason.contains("there is no service `printer`"), "{}", pending.reason);
+    eventually("the proxy to say what is missing", async || {
+        let all = listed(&cluster).await;
+        let said = all.iter().any(|one| one.reason.contains("there is no service `printer`"));
+        if said { Ok(()) } else { Err(all) }
+    })
+    .await;
     assert_eq!(cluster.get("/printer/hello").await?.status, 404);
 
     let mut service = Service::external("printer");

@@ -44,7 +44,7 @@ fn one_look_in_vain_changes_nothing_two_withdraw_and_an_answer_brings_it_back() 
     let spec = known(|_| {});
     let mut held = Held::starting(spec.clone());
     let first = id(&held);
-    let mut saw = |held: &mut Held, seen| {
+    let saw = |held: &mut Held, seen| {
         held.saw(&spec, seen, |local| ingress.register(local), address);
         (held.state(), held.serving().is_some(), held.reason().to_owned())
     };
