@@ -81,22 +81,24 @@ pub(crate) fn admit(
     used: Capacity,
     wanted: Capacity,
 ) -> Result<(), Error> {
-    let full = |needs: String, of: String| {
-        Err(Error::new(Kind::NoCapacity, format!("no room for {service}: it needs {needs}, {of}")))
-    };
+    let full = |sentence| Err(Error::new(Kind::NoCapacity, sentence));
     if used.instances >= total.instances {
-        return full("a place".into(), format!("all {} are taken", total.instances));
+        return full(format!("all {} places for instances are taken", total.instances));
     }
     let left = total.cpu_millis.saturating_sub(used.cpu_millis);
     if wanted.cpu_millis > left {
-        let needs = format!("{} thousandths of a core", wanted.cpu_millis);
-        return full(needs, format!("{left} of {} are left", total.cpu_millis));
+        let (total, needs) = (total.cpu_millis, wanted.cpu_millis);
+        return full(format!(
+            "{left} of {total} thousandths of a core are free, and {service} needs {needs}"
+        ));
     }
     let left = total.memory_bytes.saturating_sub(used.memory_bytes);
     if wanted.memory_bytes > left {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let needs = format!("{} MiB of memory", mib(wanted.memory_bytes));
-        return full(needs, format!("{} of {} are left", left >> 20, total.memory_bytes >> 20));
+        let (left, total) = (left >> 20, total.memory_bytes >> 20);
+        let needs = wanted.memory_bytes.div_ceil(1 << 20);
+        return full(format!(
+            "{left} of {total} MiB of memory are free, and {service} needs {needs}"
+        ));
     }
     Ok(())
 }
@@ -123,14 +125,15 @@ mod tests {
         let refused = |used| admit(&service, total, used, wanted).unwrap_err().public().to_owned();
         assert_eq!(
             refused(Capacity { cpu_millis: 3950, ..Capacity::default() }),
-            "no room for hello: it needs 100 thousandths of a core, 50 of 4000 are left"
+            "50 of 4000 thousandths of a core are free, and hello needs 100"
         );
         assert_eq!(
             refused(Capacity { memory_bytes: 5 << 20, ..Capacity::default() }),
-            "no room for hello: it needs 4 MiB of memory, 3 of 8 are left"
+            "3 of 8 MiB of memory are free, and hello needs 4"
         );
-        assert!(
-            refused(Capacity { instances: 2, ..Capacity::default() }).contains("all 2 are taken")
+        assert_eq!(
+            refused(Capacity { instances: 2, ..Capacity::default() }),
+            "all 2 places for instances are taken"
         );
     }
 

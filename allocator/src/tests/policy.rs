@@ -238,7 +238,7 @@ async fn a_full_machine_says_of_what_and_has_room_again_after_a_release() {
     let answer = world.allocate(&spec, Mode::New, "r1").await.unwrap();
     let error = world.allocate(&spec, Mode::New, "r2").await.unwrap_err();
     assert_eq!(error.kind(), Kind::NoCapacity);
-    assert!(error.public().contains("all 1 are taken"), "{error}");
+    assert!(error.public().contains("all 1 places for instances are taken"), "{error}");
     world.release(&id(&answer)[..8]).await.unwrap();
     world.allocate(&spec, Mode::New, "r2").await.unwrap();
 }

@@ -46,15 +46,17 @@ impl Output {
         if size <= limit {
             return Ok(Some(size));
         }
-        // A flood may have outrun us: the end of it is what anyone will want.
-        current.seek(SeekFrom::Start(size - limit))?;
+        // A flood may have outrun us: the end of it is what anyone will want, from the
+        // beginning of a line.
+        let kept = line_start(&current, size - limit, size)?;
+        current.seek(SeekFrom::Start(kept))?;
         let mut older = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&self.older)?;
-        io::copy(&mut (&mut current).take(limit), &mut older)?;
+        io::copy(&mut (&mut current).take(size - kept), &mut older)?;
         current.set_len(0)?;
         *base += size;
         Ok(None)
@@ -78,14 +80,27 @@ impl Output {
         Ok((bytes, position + filled as u64))
     }
 
-    /// The position where reading `from` begins.
-    pub(super) fn begin(&self, from: Begin) -> io::Result<u64> {
+    /// The position where reading `from` begins, and the end as it was then.
+    pub(super) fn span(&self, from: Begin) -> io::Result<(u64, u64)> {
         let (oldest, end) = self.bounds()?;
-        match from {
-            Begin::Oldest => Ok(oldest),
-            Begin::LastBytes(bytes) => Ok(end.saturating_sub(bytes).max(oldest)),
-            Begin::LastLines(lines) => self.last_lines(lines, oldest, end),
+        let begin = match from {
+            Begin::Oldest => oldest,
+            Begin::LastBytes(bytes) => end.saturating_sub(bytes).max(oldest),
+            Begin::LastLines(lines) => self.last_lines(lines, oldest, end)?,
+        };
+        Ok((begin, end))
+    }
+
+    /// Where the line ends that reaches `position`: there, if one does just before it,
+    /// else behind the next line end. `None` while it is unfinished.
+    pub(super) fn line_end(&self, position: u64) -> io::Result<Option<u64>> {
+        let before = self.read_between(position.saturating_sub(1), position)?;
+        if before.last().is_none_or(|byte| *byte == b'\n') {
+            return Ok(Some(position));
         }
+        let (bytes, next) = self.read(position)?;
+        let newline = bytes.iter().position(|byte| *byte == b'\n');
+        Ok(newline.map(|newline| next - (bytes.len() - newline - 1) as u64))
     }
 
     /// Searches backwards for the beginning of the last `lines` lines.
@@ -137,6 +152,18 @@ impl Output {
     }
 }
 
+/// Where the first line begins at or after `from`, if one does soon; else `from`.
+fn line_start(file: &File, from: u64, end: u64) -> io::Result<u64> {
+    if from == 0 {
+        return Ok(0);
+    }
+    // One byte before: a line may begin at `from` itself.
+    let mut block = vec![0; MAX_CHUNK.min((end - from) as usize + 1)];
+    let filled = file.read_at(&mut block, from - 1)?;
+    let newline = block[..filled].iter().position(|byte| *byte == b'\n');
+    Ok(newline.map_or(from, |newline| from + newline as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -146,8 +173,8 @@ mod tests {
     use super::*;
 
     fn all_from(output: &Output, from: Begin) -> Vec<u8> {
-        let begin = output.begin(from).unwrap();
-        output.read_between(begin, u64::MAX).unwrap()
+        let (begin, end) = output.span(from).unwrap();
+        output.read_between(begin, end).unwrap()
     }
 
     #[test]
@@ -163,6 +190,30 @@ mod tests {
         assert_eq!(bytes, b"two\n");
         let (bytes, _) = output.read(position).unwrap();
         assert_eq!(bytes, b"three\n");
+    }
+
+    #[test]
+    fn what_is_kept_begins_with_a_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let (output, mut file) = Output::create(dir.path()).unwrap();
+        file.write_all(b"torn line\nsecond\nthird\n").unwrap();
+        output.rotate(18).unwrap();
+        assert_eq!(all_from(&output, Begin::Oldest), b"second\nthird\n");
+        // A cut just between two lines loses neither.
+        file.write_all(b"one\ntwo\nthree\n").unwrap();
+        output.rotate(10).unwrap();
+        assert_eq!(all_from(&output, Begin::Oldest), b"two\nthree\n");
+    }
+
+    #[test]
+    fn an_unfinished_line_ends_where_it_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let (output, mut file) = Output::create(dir.path()).unwrap();
+        assert_eq!(output.line_end(0).unwrap(), Some(0));
+        file.write_all(b"one\ntw").unwrap();
+        assert_eq!([4, 6].map(|at| output.line_end(at).unwrap()), [Some(4), None]);
+        file.write_all(b"o\nthree").unwrap();
+        assert_eq!(output.line_end(6).unwrap(), Some(8));
     }
 
     #[test]
@@ -189,6 +240,10 @@ mod tests {
             output.rotate(limit).unwrap();
             let kept = String::from_utf8(all_from(&output, Begin::Oldest)).unwrap();
             prop_assert!(text.ends_with(&kept));
+            let torn = !kept.is_empty() && !text[..text.len() - kept.len()].ends_with('\n');
+            let cut = &text[text.len().saturating_sub(limit as usize)..];
+            // Only where no line begins in what may be kept is the middle of one kept.
+            prop_assert!(!torn || kept.len() == text.len() || !cut.contains('\n'), "{kept:?} of {text:?}");
             let last = String::from_utf8(all_from(&output, Begin::LastLines(wanted))).unwrap();
             prop_assert!(kept.ends_with(&last));
             let whole = kept.split_inclusive('\n').count();

@@ -225,6 +225,34 @@ async fn long_lines_and_binary_output_stall_nobody() {
 }
 
 #[tokio::test]
+async fn the_last_line_is_a_whole_one_though_programs_write_in_pieces() {
+    let bench = Bench::new();
+    let launch = bench.script("while :; do printf a; sleep 0.005; printf 'b\\n'; done");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    eventually("a first line", async || !read(&bench.driver, id, Begin::Oldest).await.is_empty())
+        .await;
+    for _ in 0..30 {
+        assert_eq!(read(&bench.driver, id, Begin::LastLines(1)).await, b"ab\n");
+    }
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+
+    let launch = bench.script("printf 'password: '; exec sleep 1000");
+    let id = launch.id;
+    bench.driver.start(launch).await.unwrap();
+    eventually("a prompt to be shown", async || {
+        read(&bench.driver, id, Begin::LastLines(1)).await == b"password: "
+    })
+    .await;
+    bench.driver.stop(id, PATIENCE).await.unwrap();
+}
+
+async fn read(driver: &Process, id: InstanceId, from: Begin) -> Vec<u8> {
+    let output = driver.logs(id, from, false).await.unwrap();
+    output.try_collect::<Vec<_>>().await.unwrap().concat()
+}
+
+#[tokio::test]
 async fn a_program_that_closes_its_output_goes_on() {
     let bench = Bench::new();
     let launch = bench.script("exec >&- 2>&-; sleep 0.01; exit 7");
