@@ -13,6 +13,7 @@ mod error;
 mod exit;
 pub mod headers;
 mod id;
+pub mod listen;
 pub mod local;
 pub mod logs;
 pub mod mesh;

@@ -15,13 +15,13 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::{service::Routes, transport::Channel};
 
 use crate::{
     Error, Kind, Result,
     api::{self, Caller, Identified},
     endpoint::Role,
+    listen::Acceptor,
     shutdown::Spawner,
 };
 
@@ -132,8 +132,11 @@ impl Listener {
         let stopping = spawner.stopping();
         spawner.spawn("local api", async move {
             let Self { socket, file } = self;
-            let incoming = UnixListenerStream::new(socket)
-                .map(|stream| Ok::<_, io::Error>(Identified::new(stream?, Caller::Local)));
+            let acceptor = Acceptor::new(socket, "programs of this machine");
+            let incoming = futures::stream::unfold(acceptor, async |mut acceptor| {
+                let stream = Identified::new(acceptor.accept().await, Caller::Local);
+                Some((Ok::<_, io::Error>(stream), acceptor))
+            });
             let served = api::server()
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());

@@ -6,14 +6,19 @@ use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use lca::{InstanceId, Result, ServiceName, endpoint::Role, shutdown::Spawner};
-use lca_allocator::{Allocator, Collaborators, Driver, Fronts, OpenFront};
+use lca_allocator::{
+    Allocator, Collaborators, Driver, Fronts, OpenFront, driver::process::Process,
+};
 use lca_ingress::Ingress;
 use lca_manager::Manager;
 use lca_node::{Node, mesh::Handlers};
 use lca_proxy::Front;
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{Addresses, Base, Running, Settings};
+use crate::{
+    base::{Addresses, Base, Running, Settings},
+    data::DataDir,
+};
 
 /// What an allocator can be told.
 #[derive(Clone, Debug)]
@@ -52,8 +57,24 @@ impl App {
     /// # Errors
     /// If a port is taken or the data folder cannot be used; nothing is running then.
     pub async fn build(config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
+        let dir = DataDir::take(&config.settings.data_dir).await?;
+        Self::build_in(dir, config, driver).await
+    }
+
+    /// The same with programs run as processes. Nothing in the data folder is looked at
+    /// before it is this daemon's own.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub async fn open(config: Config) -> Result<Self> {
+        let dir = DataDir::take(&config.settings.data_dir).await?;
+        let driver = Process::open(&config.allocator.data_dir.join("instances"))?;
+        Self::build_in(dir, config, Arc::new(driver)).await
+    }
+
+    async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
         let Config { settings, mut allocator, http, keep_instances: _ } = config;
-        let base = Base::bind(&settings, Role::Allocator).await?;
+        let base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
         let ingress = Ingress::new(lca_ingress::Config::default());
         let fronts = InstanceFronts {
@@ -87,6 +108,10 @@ impl App {
         let handlers = Handlers { grpc, http: Some(Arc::new(ingress)) };
         let running = base.serve(handlers, local, None).await?;
         Ok(Self { running, instances })
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
     }
 
     /// Who it is and where it can be reached.

@@ -2,16 +2,14 @@
 //! specs it knows, a manager, and the local API.
 
 use std::{
-    fs::DirBuilder,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use lca::{
-    Error, Kind, PeerId, Requirements, Result,
+    Kind, PeerId, Requirements, Result,
     config::Bootstrap,
     discovery::Discovery,
     endpoint::Role,
@@ -24,7 +22,7 @@ use lca_manager::Manager;
 use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
 
-use crate::{diagnose::Diagnosis, health::Health};
+use crate::{data::DataDir, diagnose::Diagnosis, health::Health, limits, plan::Read, ports::Ports};
 
 /// Every daemon that is asked to stop has stopped, instances included, within this time:
 /// below the 5 s in which Ctrl-C must be over.
@@ -60,6 +58,8 @@ pub struct Settings {
     pub keyfile: Option<PathBuf>,
     /// A new identity at every start, kept nowhere.
     pub ephemeral: bool,
+    /// Connections of peers over the mesh at once.
+    pub max_connections: usize,
     /// Whether to listen where other machines can connect. Until a network has members,
     /// whoever can connect is one.
     pub insecure_open_network: bool,
@@ -86,6 +86,7 @@ impl Settings {
             metrics_listen: None,
             keyfile: None,
             ephemeral: false,
+            max_connections: limits::MOST,
             insecure_open_network: false,
             links: Links::default(),
             timing: lca_node::Timing::default(),
@@ -138,31 +139,55 @@ pub(crate) struct Base {
     listener: mesh::Listener,
     health: Health,
     diagnosis: Diagnosis,
+    dir: DataDir,
 }
 
 impl Base {
-    /// Binds the network side of a daemon with this role.
-    pub(crate) async fn bind(settings: &Settings, role: Role) -> Result<Self> {
-        Self::bind_as(settings, role, &[role]).await
+    /// Binds the network side of a daemon with this role, which lives in `dir`.
+    pub(crate) async fn bind(settings: &Settings, role: Role, dir: DataDir) -> Result<Self> {
+        Self::bind_as(settings, role, &[role], dir).await
     }
 
     /// As [`bind`](Self::bind), for a daemon with further roles in the network.
-    pub(crate) async fn bind_as(settings: &Settings, role: Role, roles: &[Role]) -> Result<Self> {
-        create_dir(&settings.data_dir)?;
-        let tasks = Tasks::default();
-        let spawner = tasks.spawner();
+    pub(crate) async fn bind_as(
+        settings: &Settings,
+        role: Role,
+        roles: &[Role],
+        dir: DataDir,
+    ) -> Result<Self> {
+        let ports = Ports::read(dir.path());
+        let (listen, mesh_listen) = ports.wanted(settings);
         let (identity, boot) = settings.identity()?;
         let node = lca_node::Config {
             boot,
-            listen: settings.listen,
-            mesh_listen: settings.mesh_listen,
+            listen,
+            mesh_listen,
             advertise: settings.advertise.clone(),
             bootstraps: settings.bootstraps.clone(),
+            max_connections: settings.max_connections,
             links: settings.links.clone(),
             timing: settings.timing,
             ..lca_node::Config::loopback(identity, roles)
         };
-        let (node, listener) = Node::bind(node, &spawner).await?;
+        let mut tasks = Tasks::default();
+        let bound = match Node::bind(node.clone(), &tasks.spawner()).await {
+            // A port of the last start that was free a moment ago.
+            Err(error)
+                if error.kind() == Kind::Conflict
+                    && (listen, mesh_listen) != (settings.listen, settings.mesh_listen) =>
+            {
+                tracing::warn!(%error, "the port of the last start is taken, another is chosen");
+                tasks = Tasks::default();
+                let (listen, mesh_listen) = (settings.listen, settings.mesh_listen);
+                let node = lca_node::Config { listen, mesh_listen, ..node };
+                Node::bind(node, &tasks.spawner()).await
+            }
+            bound => bound,
+        };
+        let (node, listener) = bound?;
+        let spawner = tasks.spawner();
+        let libp2p = node.bootstrap_addresses().first().map(|at| at.port);
+        ports.keep(settings, libp2p, listener.address().port());
         let discovery: Arc<dyn Discovery> = Arc::new(node.clone());
         let peers: Arc<dyn Mesh> = Arc::new(node.clone());
         let specs = specs::Config {
@@ -180,10 +205,9 @@ impl Base {
             role,
             since: tokio::time::Instant::now(),
             data_dir: settings.data_dir.clone(),
-            requirements: settings.requirements,
             front: None,
         };
-        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health, diagnosis })
+        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health, diagnosis, dir })
     }
 
     /// The mesh routes every daemon has: health, and who its peers are.
@@ -227,8 +251,8 @@ impl Base {
             listen = ?addresses.bootstraps.iter().map(Bootstrap::to_string).collect::<Vec<_>>(),
             local = %addresses.socket.display(), front = ?addresses.front, "listening"
         );
-        let Self { tasks, node, manager, health, .. } = self;
-        Ok(Running { tasks, node, manager, health, addresses })
+        let Self { tasks, node, manager, health, dir, .. } = self;
+        Ok(Running { tasks, node, manager, health, addresses, _dir: dir })
     }
 }
 
@@ -240,9 +264,20 @@ pub(crate) struct Running {
     pub(crate) manager: Manager,
     health: Health,
     pub(crate) addresses: Addresses,
+    /// Let go last: until then nobody else is this peer.
+    _dir: DataDir,
 }
 
 impl Running {
+    /// Takes up what of a configuration can change while it runs.
+    ///
+    /// # Errors
+    /// If the node is stopping.
+    pub(crate) async fn reload(&self, read: &Read) -> Result<()> {
+        self.manager.require(read.requirements);
+        self.node.join_through(read.bootstraps.clone()).await
+    }
+
     /// From here on the daemon says that it does not serve. Part of [`drain`](Self::drain).
     pub(crate) fn leave(&self) {
         self.health.leave();
@@ -256,25 +291,9 @@ impl Running {
     /// Asks everything to stop and waits, then forces. True if nothing was forced.
     pub(crate) async fn drain(self) -> bool {
         self.leave();
-        self.tasks.drain(GRACE).await
+        let Self { tasks, _dir, .. } = self;
+        tasks.drain(GRACE).await
     }
-}
-
-/// Makes the data folder for us alone. One that exists is used as it is, unless others
-/// could put an identity or a program of theirs in it.
-pub(crate) fn create_dir(dir: &Path) -> Result<()> {
-    let refused = |reason: String| Error::new(Kind::FailedPrecondition, reason);
-    let cannot = |what: &str, error: std::io::Error| {
-        refused(format!("cannot {what} the folder {}: {error}", dir.display())).because(error)
-    };
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| cannot("create", error))?;
-    let found = std::fs::metadata(dir).map_err(|error| cannot("look at", error))?;
-    if found.mode() & 0o022 != 0 {
-        let reason = format!("the data folder {} can be written to by others", dir.display());
-        return Err(refused(reason).hint(format!("chmod go-w {}", dir.display())));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use lca::{
-    Requirements,
     api::proto::{
         self, DiagnoseRequest, DiagnoseResponse,
         diagnose_response::Standing,
@@ -25,7 +24,6 @@ pub(crate) struct Diagnosis {
     pub(crate) role: Role,
     pub(crate) since: Instant,
     pub(crate) data_dir: PathBuf,
-    pub(crate) requirements: Requirements,
     pub(crate) front: Option<SocketAddr>,
 }
 
@@ -43,19 +41,20 @@ impl Rpc for Diagnosis {
     ) -> Result<Response<DiagnoseResponse>, Status> {
         let checked = self.manager.check().await;
         let status = self.node.status().borrow().clone();
+        let requirements = self.manager.requirements();
         let ms = |limit: Option<std::time::Duration>| {
             limit.map_or(0, |limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))
         };
         Ok(Response::new(DiagnoseResponse {
             peer: self.node.peer().to_string(),
             roles: vec![self.role.to_string()],
-            version: lca::VERSION.to_owned(),
+            version: crate::VERSION.to_owned(),
             uptime_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             data_dir: self.data_dir.display().to_string(),
             front: self.front.map(|front| front.to_string()).unwrap_or_default(),
             requirements: Some(proto::Requirements {
-                soft_rtt_ms: ms(self.requirements.soft),
-                hard_rtt_ms: ms(self.requirements.hard),
+                soft_rtt_ms: ms(requirements.soft),
+                hard_rtt_ms: ms(requirements.hard),
             }),
             standing: match status.joined {
                 None => Standing::Unspecified,

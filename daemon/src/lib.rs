@@ -8,10 +8,14 @@
 pub mod allocator;
 pub mod args;
 mod base;
+mod data;
 mod diagnose;
 mod external;
 mod health;
+pub mod limits;
+mod notify;
 pub mod plan;
+mod ports;
 pub mod proxy;
 pub mod registry;
 mod report;

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Settings, allocator,
     args::{Command, Common, Own, values},
-    proxy,
+    limits, proxy,
 };
 
 /// The environment variable with a pre-shared key.
@@ -22,7 +22,7 @@ const PSK_ENV: &str = "P2P_PSK";
 
 /// What daemons read of the environment, as values: tests have no environment of their
 /// own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Environment {
     /// Of [`BOOTSTRAPS_ENV`].
     pub bootstraps: Option<String>,
@@ -30,10 +30,12 @@ pub struct Environment {
     pub psk: bool,
     /// The user's data folder.
     pub data: Option<PathBuf>,
+    /// How many files this process may have open.
+    pub descriptors: usize,
 }
 
 impl Environment {
-    /// Of this process.
+    /// Of this process, whose limit of open files is raised as far as it goes.
     pub fn of_process() -> Self {
         let folder = |name: &str| {
             let value = std::env::var_os(name).filter(|value| !value.is_empty());
@@ -44,6 +46,7 @@ impl Environment {
             psk: std::env::var_os(PSK_ENV).is_some_and(|key| !key.is_empty()),
             data: folder("XDG_DATA_HOME")
                 .or_else(|| folder("HOME").map(|home| home.join(".local/share"))),
+            descriptors: limits::raise(),
         }
     }
 }
@@ -91,9 +94,9 @@ impl Source {
         Ok(Read { file, bootstraps, requirements: config.requirements })
     }
 
-    /// Which of the sources the bootstraps come from, for people.
-    pub fn of_bootstraps(&self) -> &'static str {
-        if self.flags.is_empty() { "the configuration file" } else { "--bootstrap" }
+    /// Whether bootstraps were typed, so that those of the file are not used.
+    pub fn has_flags(&self) -> bool {
+        !self.flags.is_empty()
     }
 }
 
@@ -135,7 +138,11 @@ pub fn plan<C: Command>(
     }
     problems.0.extend(values::key_kind(common.algo.as_deref(), common.bits.as_deref()));
     let data_dir = problems.take(data_dir(command, environment)).unwrap_or_default();
-    let settings = settings(common, data_dir, &read, &mut problems);
+    let mut settings = settings(common, data_dir, &read, &mut problems);
+    // Peers over the mesh, and libp2p or this machine's programs at the front.
+    let connections = limits::connections(environment.descriptors, 3);
+    settings.max_connections = connections;
+    let http = lca_proxy::Config { max_connections: connections, ..Default::default() };
     let plan = match command.own() {
         Own::Registry => Plan::Registry(settings),
         Own::Allocator(flags) => {
@@ -162,7 +169,7 @@ pub fn plan<C: Command>(
             Plan::Allocator(Box::new(allocator::Config {
                 settings,
                 allocator: offer,
-                http: lca_proxy::Config::default(),
+                http,
                 keep_instances: flags.keep_instances,
             }))
         }
@@ -178,7 +185,7 @@ pub fn plan<C: Command>(
             Plan::Proxy(Box::new(proxy::Config {
                 settings,
                 front: SocketAddr::from(([127, 0, 0, 1], port)),
-                http: lca_proxy::Config::default(),
+                http,
                 external: external.map(|(service, address)| proxy::External { service, address }),
             }))
         }

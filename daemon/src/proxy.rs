@@ -14,6 +14,7 @@ use lca_proxy::Front;
 
 use crate::{
     base::{Addresses, Base, Running, Settings},
+    data::DataDir,
     external::Representative,
 };
 
@@ -52,9 +53,10 @@ impl App {
     /// # Errors
     /// If a port is taken; nothing is running then.
     pub async fn build(config: Config) -> Result<Self> {
+        let dir = DataDir::take(&config.settings.data_dir).await?;
         let also = config.external.as_ref().map(|_| Role::External);
         let roles: Vec<_> = [Role::Proxy].into_iter().chain(also).collect();
-        let base = Base::bind_as(&config.settings, Role::Proxy, &roles).await?;
+        let base = Base::bind_as(&config.settings, Role::Proxy, &roles, dir).await?;
         let front =
             Front::bind(config.front, config.http, base.manager.clone(), base.node.clone()).await?;
         let address = front.address();
@@ -73,6 +75,10 @@ impl App {
         front.serve(&base.spawner);
         let running = base.serve(Handlers { grpc, http }, local, Some(address)).await?;
         Ok(Self { running, external })
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
     }
 
     /// Who it is and where it can be reached.

@@ -4,7 +4,10 @@ use lca::{Result, endpoint::Role};
 use lca_node::{Node, mesh::Handlers};
 use lca_registry::Registry;
 
-use crate::base::{Addresses, Base, Running, Settings, create_dir};
+use crate::{
+    base::{Addresses, Base, Running, Settings},
+    data::DataDir,
+};
 
 /// A registry that runs.
 #[derive(Debug)]
@@ -19,15 +22,18 @@ impl App {
     /// # Errors
     /// If a port is taken, or the store is damaged or in use; nothing is running then.
     pub async fn build(settings: Settings) -> Result<Self> {
-        create_dir(&settings.data_dir)?;
-        // Before anything is bound: its lock keeps a second daemon with our identity off
-        // the network.
+        // Before anything is bound: a second daemon with our identity stays off the network.
+        let dir = DataDir::take(&settings.data_dir).await?;
         let registry = Registry::open(&settings.data_dir)?;
-        let base = Base::bind(&settings, Role::Registry).await?;
+        let base = Base::bind(&settings, Role::Registry, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
         let grpc = base.peer_routes().add_service(registry.server());
         let running = base.serve(Handlers { grpc, http: None }, local, None).await?;
         Ok(Self { running, registry })
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
     }
 
     /// Who it is and where it can be reached.

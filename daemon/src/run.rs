@@ -10,12 +10,10 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
-    sync::Arc,
     time::Duration,
 };
 
 use lca::{Error, Exit, Kind, Result, endpoint::Role};
-use lca_allocator::driver::process::Process;
 use lca_node::Node;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -23,15 +21,19 @@ use tokio::{
 };
 
 use crate::{
-    Addresses, STOP_WITHIN, allocator,
+    STOP_WITHIN, allocator,
     args::Command,
-    plan::{self, Environment, Plan},
+    base::Running,
+    notify::Notify,
+    plan::{self, Environment, Plan, Read, Source},
     proxy, registry,
     report::Report,
 };
 
 /// What a daemon logs: its own news, and of libp2p only what is wrong.
 const LOG_LEVEL: &str = "info,libp2p_swarm=warn,libp2p_kad=error";
+/// What a service manager shows.
+const READY: &str = "waiting for requests";
 /// After the end, how long a blocking call may still take before it is abandoned.
 const ABANDON: Duration = Duration::from_millis(100);
 
@@ -47,7 +49,7 @@ pub fn main<C: Command>() -> ExitCode {
     };
     let common = command.common();
     lca::logs::init(common.log_format.into(), LOG_LEVEL);
-    let (plan, _source, read) = match plan::plan(&command, &Environment::of_process()) {
+    let (plan, source, read) = match plan::plan(&command, &Environment::of_process()) {
         Ok(planned) => planned,
         Err(problems) => {
             problems.iter().for_each(tell);
@@ -67,7 +69,7 @@ pub fn main<C: Command>() -> ExitCode {
             return Exit::Other.into();
         }
     };
-    let exit = runtime.block_on(run(plan)).unwrap_or_else(|error| {
+    let exit = runtime.block_on(run(plan, source, read)).unwrap_or_else(|error| {
         tell(&error);
         Exit::of(error.kind())
     });
@@ -86,8 +88,9 @@ fn tell(error: &Error) {
 ///
 /// # Errors
 /// If it cannot be started; nothing is running then.
-async fn run(plan: Plan) -> Result<Exit> {
+async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
     let mut signals = Signals::install()?;
+    let notify = Notify::from_environment();
     let starting = async {
         let daemon = Daemon::build(plan.clone()).await?;
         daemon.node().joined().await;
@@ -99,11 +102,16 @@ async fn run(plan: Plan) -> Result<Exit> {
     };
     // A reader that went away is no reason to stop.
     let _reader_gone = daemon.report(&plan).and_then(|()| io::stdout().flush());
+    notify.ready(READY);
+    let Signals { interrupt, terminate, hangup } = &mut signals;
     let asked = tokio::select! {
-        () = signals.stop() => true,
+        () = stop(interrupt, terminate) => true,
         () = daemon.failed() => false,
+        () = keep_alive(&notify) => false,
+        () = reload(hangup, &daemon, &source, read, &notify) => false,
     };
     tracing::info!("stopping");
+    notify.stopping();
     let in_time = tokio::select! {
         in_time = timeout(STOP_WITHIN, daemon.drain()) => in_time.unwrap_or(false),
         () = signals.stop() => {
@@ -114,10 +122,68 @@ async fn run(plan: Plan) -> Result<Exit> {
     Ok(if asked && in_time { Exit::Success } else { Exit::Other })
 }
 
+/// Tells a service manager that asked for it that the runtime still runs. Never ends.
+async fn keep_alive(notify: &Notify) {
+    let Some(every) = notify.watchdog else { return std::future::pending().await };
+    let mut due = tokio::time::interval(every);
+    loop {
+        due.tick().await;
+        notify.alive();
+    }
+}
+
+/// Takes up a changed configuration at each hangup. Never ends.
+async fn reload(
+    hangup: &mut Signal,
+    daemon: &Daemon,
+    source: &Source,
+    mut now: Read,
+    notify: &Notify,
+) {
+    while hangup.recv().await.is_some() {
+        notify.reloading();
+        match source.read() {
+            Ok(read) => match daemon.running().reload(&read).await {
+                Ok(()) => {
+                    say_what_changed(&now, &read, source);
+                    now = read;
+                }
+                Err(error) => tracing::error!(%error, "the configuration is not changed"),
+            },
+            // One a line, as at the start.
+            Err(error) => {
+                for problem in error.public().lines() {
+                    tracing::error!(%problem, "the configuration is not changed");
+                }
+            }
+        }
+        notify.ready(READY);
+    }
+    std::future::pending().await
+}
+
+fn say_what_changed(before: &Read, after: &Read, source: &Source) {
+    let file = after.file.as_deref().map(|file| file.display().to_string()).unwrap_or_default();
+    if before.requirements != after.requirements {
+        let lca::Requirements { soft, hard } = after.requirements;
+        tracing::info!(file, ?soft, ?hard, "changed: the RTT limits, from the next request on");
+    }
+    if before.bootstraps != after.bootstraps {
+        let bootstraps: Vec<_> = after.bootstraps.iter().map(ToString::to_string).collect();
+        tracing::info!(file, ?bootstraps, "changed: the bootstraps; connections to others stay");
+        tracing::info!("not changed before a restart: the bootstraps that instances are told");
+    }
+    if source.has_flags() {
+        tracing::info!("not changed: the bootstraps, which were given by --bootstrap");
+    }
+    tracing::info!(file, "configuration read again; not changed before a restart: what flags say");
+}
+
 /// What a service manager and a terminal send.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -130,15 +196,21 @@ impl Signals {
         Ok(Self {
             interrupt: install(SignalKind::interrupt())?,
             terminate: install(SignalKind::terminate())?,
+            hangup: install(SignalKind::hangup())?,
         })
     }
 
     /// Resolves at the next one that asks to stop.
     async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        let Self { interrupt, terminate, .. } = self;
+        stop(interrupt, terminate).await;
+    }
+}
+
+async fn stop(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
 }
 
@@ -154,36 +226,25 @@ impl Daemon {
     async fn build(plan: Plan) -> Result<Self> {
         Ok(match plan {
             Plan::Registry(settings) => Self::Registry(registry::App::build(settings).await?),
-            Plan::Allocator(config) => {
-                let driver = Process::open(&config.allocator.data_dir.join("instances"))?;
-                Self::Allocator(allocator::App::build(*config, Arc::new(driver)).await?)
-            }
+            Plan::Allocator(config) => Self::Allocator(allocator::App::open(*config).await?),
             Plan::Proxy(config) => Self::Proxy(proxy::App::build(*config).await?),
         })
     }
 
-    fn addresses(&self) -> &Addresses {
+    fn running(&self) -> &Running {
         match self {
-            Self::Registry(app) => app.addresses(),
-            Self::Allocator(app) => app.addresses(),
-            Self::Proxy(app) => app.addresses(),
+            Self::Registry(app) => app.running(),
+            Self::Allocator(app) => app.running(),
+            Self::Proxy(app) => app.running(),
         }
     }
 
     fn node(&self) -> &Node {
-        match self {
-            Self::Registry(app) => app.node(),
-            Self::Allocator(app) => app.node(),
-            Self::Proxy(app) => app.node(),
-        }
+        &self.running().node
     }
 
     async fn failed(&self) {
-        match self {
-            Self::Registry(app) => app.failed().await,
-            Self::Allocator(app) => app.failed().await,
-            Self::Proxy(app) => app.failed().await,
-        }
+        self.running().failed().await;
     }
 
     async fn drain(self) -> bool {
@@ -203,7 +264,7 @@ impl Daemon {
         let status = self.node().status().borrow().clone();
         let report = Report {
             role,
-            addresses: self.addresses(),
+            addresses: &self.running().addresses,
             data_dir: &plan.settings().data_dir,
             peers_known: lca::discovery::Discovery::known(self.node()).len(),
             status: &status,

@@ -5,7 +5,7 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -49,12 +49,13 @@ pub struct Manager {
 /// What the parts of a manager share.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) config: Config,
     pub(crate) specs: Specs,
     pub(crate) reach: Reach,
     pub(crate) allocators: Allocators,
     pub(crate) flights: Flights,
     pub(crate) spawner: Spawner,
+    /// Of this machine's clients; the configuration's, until others are set.
+    requirements: RwLock<Requirements>,
     cache: Mutex<Cache>,
     asked: Mutex<LruCache<RequestId, PeerId>>,
 }
@@ -90,16 +91,27 @@ impl Manager {
         let keep = allocators.clone().keep(config.allocators_every, spawner.stopping());
         spawner.spawn("allocators", keep);
         let inner = Inner {
+            requirements: RwLock::new(config.requirements),
             cache: Mutex::new(Cache::new(config.hints_fresh)),
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             flights: Flights::default(),
             spawner: spawner.clone(),
-            config,
             specs,
             reach,
             allocators,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// What this machine's clients ask for, on top of each service's own.
+    pub fn requirements(&self) -> Requirements {
+        self.inner.requirements()
+    }
+
+    /// Asks for something else from the next request on.
+    pub fn require(&self, requirements: Requirements) {
+        let mut current = self.inner.requirements.write().unwrap_or_else(PoisonError::into_inner);
+        *current = requirements;
     }
 
     /// Where a request shall go: the nearest known instance within the hard limit that
@@ -317,7 +329,11 @@ impl Inner {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn requirements(&self) -> Requirements {
+        *self.requirements.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn limits(&self, spec: &Cached, request: Requirements) -> Requirements {
-        policy::effective(spec.spec.requirements, self.config.requirements, request)
+        policy::effective(spec.spec.requirements, self.requirements(), request)
     }
 }

@@ -48,6 +48,8 @@ pub struct Config {
     pub bootstraps: Vec<Bootstrap>,
     /// Counts the starts with this identity: greater than at every earlier one.
     pub boot: u64,
+    /// Connections of peers over the mesh at once; one more is closed.
+    pub max_connections: usize,
     /// What is done to its links, for tests.
     pub links: Links,
     /// How long things take.
@@ -66,6 +68,7 @@ impl Config {
             advertise: Vec::new(),
             bootstraps: Vec::new(),
             boot: 1,
+            max_connections: mesh::CONNECTIONS,
             links: Links::default(),
             timing: Timing::default(),
         }

@@ -43,6 +43,7 @@ mod tls;
 mod window;
 
 pub use client::Client;
+pub(crate) use listener::CONNECTIONS;
 pub use listener::Listener;
 
 /// What a mesh connection carries.
@@ -226,17 +227,5 @@ impl AsyncWrite for Stream {
 
 /// A failure to listen that names the address and what is wrong with it.
 fn cannot_listen(address: SocketAddr, error: io::Error) -> lca::Error {
-    let (kind, reason) = match error.kind() {
-        io::ErrorKind::AddrInUse => (lca::Kind::Conflict, "another program listens there"),
-        io::ErrorKind::AddrNotAvailable => {
-            (lca::Kind::FailedPrecondition, "it is not an address of this machine")
-        }
-        io::ErrorKind::PermissionDenied => {
-            (lca::Kind::FailedPrecondition, "this user may not use that port")
-        }
-        _ => (lca::Kind::FailedPrecondition, "the system refused"),
-    };
-    lca::Error::new(kind, format!("cannot listen for peers on {address}: {reason}"))
-        .because(error)
-        .hint("choose another address with --mesh-listen")
+    lca::listen::cannot("peers", address, "choose another address with --mesh-listen", error)
 }

@@ -37,8 +37,9 @@ impl Node {
     /// an address cannot be bound otherwise; both name it. Then nothing is running.
     pub async fn bind(config: Config, spawner: &Spawner) -> Result<(Self, mesh::Listener)> {
         let Config { identity, roles, listen, mesh_listen, .. } = config;
-        let Config { advertise, bootstraps, boot, links, timing, .. } = config;
-        let listener = mesh::Listener::bind(mesh_listen, &identity, timing.mesh).await?;
+        let Config { advertise, bootstraps, boot, links, timing, max_connections, .. } = config;
+        let listener =
+            mesh::Listener::bind(mesh_listen, &identity, timing.mesh, max_connections).await?;
         let client = mesh::Client::new(&identity, links.clone(), timing.mesh, spawner)?;
         let mesh = listener.address();
         let setup = swarm::Setup {
@@ -49,6 +50,7 @@ impl Node {
             advertise,
             bootstraps,
             boot,
+            max_connections,
             links,
             timing,
         };
@@ -97,6 +99,14 @@ impl Node {
     /// What finds have cost since the start.
     pub fn find_stats(&self) -> FindStats {
         self.swarm.find_stats()
+    }
+
+    /// Joins through these from now on; connections to the former ones stay. Cancel safe.
+    ///
+    /// # Errors
+    /// If the node is stopping.
+    pub async fn join_through(&self, bootstraps: Vec<Bootstrap>) -> Result<()> {
+        self.swarm.join_through(bootstraps).await
     }
 
     /// A fresh verified connection, for those who keep a pool of their own. Connecting

@@ -87,6 +87,7 @@ pub(crate) struct Setup {
     pub(crate) advertise: Vec<IpAddr>,
     pub(crate) bootstraps: Vec<Bootstrap>,
     pub(crate) boot: u64,
+    pub(crate) max_connections: usize,
     pub(crate) links: Links,
     pub(crate) timing: Timing,
 }
@@ -99,6 +100,7 @@ pub(crate) enum Command {
     Withdraw { key: Key, reply: oneshot::Sender<()> },
     Find { key: Key, found: mpsc::Sender<Found> },
     Endpoint { peer: PeerId, reply: oneshot::Sender<Option<Arc<Endpoint>>> },
+    JoinThrough { bootstraps: Vec<Bootstrap>, reply: oneshot::Sender<()> },
 }
 
 /// The swarm, as everyone else holds it. Cheap to clone.
@@ -143,7 +145,7 @@ impl Handle {
         let libp2p_id = identity.keypair().public().to_peer_id();
         let limits = Limits { value_life: timing.value_life, ..Limits::default() };
         let store = Store::new(libp2p_id, limits);
-        let behaviour = Behaviour::new(identity.keypair(), store, &timing);
+        let behaviour = Behaviour::new(identity.keypair(), store, &timing, setup.max_connections);
         let config = libp2p::swarm::Config::with_tokio_executor()
             .with_idle_connection_timeout(IDLE_CONNECTION);
         let mut swarm = Swarm::new(transport, behaviour, libp2p_id, config);
@@ -217,6 +219,10 @@ impl Handle {
         })
     }
 
+    pub(crate) async fn join_through(&self, bootstraps: Vec<Bootstrap>) -> Result<()> {
+        self.ask(|reply| Command::JoinThrough { bootstraps, reply }).await
+    }
+
     pub(crate) fn known(&self) -> Vec<Arc<Endpoint>> {
         self.book.fresh(Instant::now())
     }
@@ -247,13 +253,8 @@ impl Handle {
 }
 
 fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
-    let (kind, why) = match error.kind() {
-        io::ErrorKind::AddrInUse => (Kind::Conflict, "somebody else has it"),
-        _ => (Kind::FailedPrecondition, "it cannot be bound"),
-    };
-    Error::new(kind, format!("cannot listen on {address} for libp2p: {why}"))
-        .because(error)
-        .hint("choose another address with --listen, or stop what uses this one")
+    let hint = "choose another address with --listen, or stop what uses this one";
+    lca::listen::cannot("libp2p", address, hint, error)
 }
 
 /// What a find says, as it comes. Starts when it is first polled; a find that ends

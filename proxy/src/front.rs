@@ -4,14 +4,14 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lca::{Error, Kind, Result, shutdown::Spawner};
+use lca::{Error, Kind, Result, listen::Acceptor, shutdown::Spawner};
 use lca_manager::Manager;
 use lca_node::{Node, h1::Bounded};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +23,6 @@ use crate::{
 /// Headers a request may have, and room for its head.
 const MAX_HEADERS: usize = 100;
 const MAX_HEAD: usize = 64 << 10;
-/// After an accept that failed for want of descriptors: time for some to come free.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections over the limit that are told so at once; beyond, they are just closed.
 const MAX_REFUSALS: usize = 64;
 /// For a client to read that it is refused.
@@ -55,7 +53,7 @@ impl Front {
     /// # Errors
     /// [`Kind::PermissionDenied`] for an address other machines can reach, unless the
     /// configuration allows it; [`Kind::Conflict`] naming the address if it is in use;
-    /// [`Kind::Unavailable`] if it cannot be bound for another reason.
+    /// [`Kind::FailedPrecondition`] if it cannot be bound for another reason.
     pub async fn bind(
         address: SocketAddr,
         config: Config,
@@ -70,14 +68,8 @@ impl Front {
             .hint("use 127.0.0.1 or [::1]"));
         }
         let listener = TcpListener::bind(address).await.map_err(|error| {
-            let failed = match error.kind() {
-                std::io::ErrorKind::AddrInUse => {
-                    Error::new(Kind::Conflict, format!("{address} is in use"))
-                        .hint("another daemon may be running; choose another port")
-                }
-                _ => Error::new(Kind::Unavailable, format!("cannot listen on {address}")),
-            };
-            failed.because(error)
+            let hint = "another daemon may be running; choose another port";
+            lca::listen::cannot("the front", address, hint, error)
         })?;
         let address = listener.local_addr().map_err(|error| {
             Error::new(Kind::Internal, "a listener has no address").because(error)
@@ -119,19 +111,12 @@ impl Front {
 
     async fn run(self, stop: CancellationToken, spawner: Spawner) {
         let Self { listener, shared, address } = self;
+        let mut acceptor = Acceptor::new(listener, format!("clients on {address}"));
         loop {
-            let accepted = tokio::select! {
+            let (stream, from) = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%address, %error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
+                accepted = acceptor.accept() => accepted,
             };
             match shared.connections.clone().try_acquire_owned() {
                 Ok(permit) => {

@@ -1,10 +1,9 @@
 //! All the daemons of `lcactl up`, started in order and stopped together.
 
-use std::{fmt::Write as _, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
 use futures::future::{join_all, select_all};
-use lca::{Result, config::Config, local};
-use lca_allocator::driver::process::Process;
+use lca::{Result, config::Config, listen, local};
 use lca_daemon::{Addresses, Settings, allocator, proxy, registry};
 
 /// Loopback joins in milliseconds; a machine that swaps gets a few seconds.
@@ -27,6 +26,12 @@ impl Fleet {
         port: u16,
         config: &Config,
     ) -> Result<Self> {
+        // The one port people choose: said to be taken before anything starts.
+        let front = SocketAddr::from(([127, 0, 0, 1], port));
+        let free = std::net::TcpListener::bind(front);
+        drop(free.map_err(|error| {
+            listen::cannot("the front", front, "choose another with --port", error)
+        })?);
         let settings = |name: String| Settings {
             bootstraps: config.bootstraps.clone(),
             requirements: config.requirements,
@@ -44,16 +49,14 @@ impl Fleet {
             let mut offer = lca_allocator::Config::new(settings.data_dir.join("allocator"));
             // One machine's room, divided among the allocators that share it.
             offer.capacity = offer.capacity.share(nodes.into());
-            let driver = Process::open(&offer.data_dir.join("instances"))?;
             let config = allocator::Config {
                 settings,
                 allocator: offer,
                 http: lca_proxy::Config::default(),
                 keep_instances: false,
             };
-            allocators.push(allocator::App::build(config, Arc::new(driver)).await?);
+            allocators.push(allocator::App::open(config).await?);
         }
-        let front = ([127, 0, 0, 1], port).into();
         let proxy = proxy::Config {
             settings: joining("proxy".into()),
             front,
@@ -95,7 +98,7 @@ impl Fleet {
 
     /// What listens where, and what to type next.
     pub(super) fn report(&self) -> String {
-        let mut text = format!("service-manager {}\n\n", lca::VERSION);
+        let mut text = format!("service-manager {}\n\n", lca_daemon::VERSION);
         let mut row = |role: &str, addresses: &Addresses| {
             let mesh = addresses.mesh.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
             let libp2p = addresses.bootstraps.first().map(ToString::to_string).unwrap_or_default();

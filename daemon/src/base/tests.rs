@@ -80,16 +80,16 @@ async fn a_second_registry_on_one_folder_fails_before_it_is_a_twin_on_the_networ
 #[tokio::test]
 async fn a_data_folder_is_ours_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let data = dir.path().join("a/b");
-    create_dir(&data).unwrap();
+    crate::data::create_dir(&data).unwrap();
     assert_eq!((mode(&data), mode(&dir.path().join("a"))), (0o700, 0o700));
     fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
-    create_dir(&data).unwrap();
+    crate::data::create_dir(&data).unwrap();
     assert_eq!(mode(&data), 0o755, "whoever made it knows who may read");
     for open in [0o775, 0o757] {
         fs::set_permissions(&data, fs::Permissions::from_mode(open)).unwrap();
-        let error = create_dir(&data).unwrap_err();
+        let error = crate::data::create_dir(&data).unwrap_err();
         assert_eq!(error.kind(), Kind::FailedPrecondition);
         assert!(error.hint_text().unwrap().starts_with("chmod go-w"), "{error}");
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lca::{PeerId, Result, shutdown::Spawner};
+use lca::{PeerId, Result, listen::Acceptor, shutdown::Spawner};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
@@ -27,16 +27,10 @@ const HANDSHAKES: usize = 512;
 const HANDSHAKES_EACH: usize = 256;
 /// Open connections. Each costs a descriptor and some 50 KiB with TLS and HTTP buffers:
 /// 200 MiB at worst.
-const CONNECTIONS: usize = 4096;
+pub(crate) const CONNECTIONS: usize = 4096;
 /// Open connections of one peer: a front's HTTP/1.1 pool at 512 requests in flight,
 /// twice.
 const CONNECTIONS_EACH: usize = 1024;
-/// First wait after the system could not accept (no descriptors), doubled to
-/// [`LONGEST_PAUSE`]. Accepting at once again would spin on a full core.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// Short against the time-outs of those who wait in the backlog.
-const LONGEST_PAUSE: Duration = Duration::from_millis(640);
-
 /// The bound mesh port. Nothing is accepted before [`serve`](Self::serve).
 #[derive(Debug)]
 pub struct Listener {
@@ -44,6 +38,7 @@ pub struct Listener {
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
     timing: Timing,
+    connections: usize,
 }
 
 impl Listener {
@@ -56,12 +51,13 @@ impl Listener {
         address: SocketAddr,
         identity: &Identity,
         timing: Timing,
+        connections: usize,
     ) -> Result<Self> {
         let tls = tls::server(identity.keypair())?;
         let failed = |error| cannot_listen(address, error);
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, tls, timing })
+        Ok(Self { socket, address, tls, timing, connections })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -72,12 +68,12 @@ impl Listener {
     /// Accepts and serves until the daemon stops; then what is open may finish for
     /// half a second.
     pub fn serve(self, handlers: Handlers, spawner: &Spawner) {
-        let Self { socket, address, tls, timing } = self;
+        let Self { socket, address, tls, timing, connections } = self;
         let entrance = Entrance {
             tls,
             deadline: timing.handshake,
-            handshakes: Tally::new(HANDSHAKES, HANDSHAKES_EACH),
-            connections: Tally::new(CONNECTIONS, CONNECTIONS_EACH),
+            handshakes: Tally::new(HANDSHAKES.min(connections), HANDSHAKES_EACH.min(connections)),
+            connections: Tally::new(connections, CONNECTIONS_EACH.min(connections)),
             serving: Serving::start(handlers, spawner),
             spawner: spawner.clone(),
         };
@@ -104,20 +100,10 @@ struct Entrance {
 
 impl Entrance {
     async fn accept(self, socket: TcpListener, address: SocketAddr) {
-        let mut pause = FIRST_PAUSE;
+        let mut acceptor = Acceptor::new(socket, format!("peers on {address}"));
         loop {
-            match socket.accept().await {
-                Ok((stream, from)) => {
-                    pause = FIRST_PAUSE;
-                    self.take(stream, from);
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    tracing::warn!(%address, %error, ?pause, "cannot accept peers now");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-            }
+            let (stream, from) = acceptor.accept().await;
+            self.take(stream, from);
         }
     }
 
@@ -154,16 +140,4 @@ impl Entrance {
         }
         Ok(Stream::new(Io::Accepted(Box::new(stream)), peer, alpn, place))
     }
-}
-
-/// Whether accepting failed because of the connection it would have taken, so that the
-/// next may be accepted at once.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }

@@ -223,6 +223,11 @@ impl Actor {
                 let _nobody_waits = reply.send(());
             }
             Command::Find { key, found } => self.find(key, found, now),
+            Command::JoinThrough { bootstraps, reply } => {
+                let peers: Vec<_> = self.peers.iter().filter_map(from_libp2p).collect();
+                self.bootstraps.replace(&bootstraps, self.local, &peers, now);
+                let _nobody_waits = reply.send(());
+            }
             Command::Endpoint { peer, reply } => {
                 self.resolve(peer, Waiting::Reply(reply), now);
             }

@@ -47,12 +47,20 @@ pub(crate) struct Behaviour {
 }
 
 impl Behaviour {
-    pub(crate) fn new(keypair: &Keypair, store: Store, timing: &Timing) -> Self {
+    pub(crate) fn new(
+        keypair: &Keypair,
+        store: Store,
+        timing: &Timing,
+        max_connections: usize,
+    ) -> Self {
+        // In the same proportion where there are descriptors for less.
+        let most = u32::try_from(max_connections).unwrap_or(u32::MAX).min(MAX_CONNECTIONS);
+        let incoming = (most - most / 4).min(MAX_INCOMING);
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(MAX_PENDING))
             .with_max_pending_outgoing(Some(MAX_PENDING))
-            .with_max_established(Some(MAX_CONNECTIONS))
-            .with_max_established_incoming(Some(MAX_INCOMING))
+            .with_max_established(Some(most))
+            .with_max_established_incoming(Some(incoming))
             .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER));
         // Hidden: the listener's own form may be 0.0.0.0; what others shall dial is
         // given as external addresses.

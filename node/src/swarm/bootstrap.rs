@@ -56,6 +56,28 @@ impl Bootstraps {
         (self.targets.len(), self.targets.iter().filter(|target| target.connected).count())
     }
 
+    /// Others are to be used from now on. What is known about those that stay is kept;
+    /// of the `peers` that are connected, new ones count as reached.
+    pub(crate) fn replace(
+        &mut self,
+        named: &[Bootstrap],
+        local: PeerId,
+        peers: &[PeerId],
+        now: Instant,
+    ) {
+        let before = std::mem::take(&mut self.targets);
+        let mut after = Self::new(named, local, (self.first, self.most), now);
+        for target in &mut after.targets {
+            target.connected = peers.contains(&target.at.peer);
+        }
+        for old in before {
+            if let Some(same) = after.targets.iter_mut().find(|target| target.at == old.at) {
+                *same = old;
+            }
+        }
+        *self = after;
+    }
+
     /// How it stands with each.
     pub(crate) fn states(&self) -> Vec<BootstrapState> {
         let state = |target: &Target| BootstrapState {
@@ -183,6 +205,22 @@ mod tests {
         bootstraps.disconnected(peer(1), now, 0.0);
         bootstraps.failed(peer(1), "refused");
         assert_eq!(bootstraps.states()[0].last_error.as_deref(), Some("refused"));
+    }
+
+    #[test]
+    fn others_can_be_used_later_and_those_that_stay_are_not_dialled_anew() {
+        let (mut bootstraps, now) = two();
+        bootstraps.take_due(now, || 0.0);
+        let at = |number: u8| Bootstrap {
+            host: Host::Ip([127, 0, 0, 1].into()),
+            port: number.into(),
+            peer: peer(number),
+        };
+        bootstraps.replace(&[at(2), at(3), at(4)], peer(9), &[peer(4)], now);
+        assert_eq!(bootstraps.count(), (3, 1), "4 was connected before it was a bootstrap");
+        let due = bootstraps.take_due(now, || 0.0);
+        assert!(due.iter().all(|(at, _)| at.peer == peer(3)) && due.len() == 1, "{due:?}");
+        assert!(!bootstraps.contains(peer(1)));
     }
 
     #[test]

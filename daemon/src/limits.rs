@@ -1,0 +1,49 @@
+//! Descriptors: as many as the system gives, and connections within them, so that a
+//! daemon refuses work before it cannot even open a file.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// For libp2p, the local API, files and instances' output: half of few, and never more
+/// than this of many.
+const RESERVE: usize = 1024;
+/// Of those that remain, what one connection costs: itself, and the one beyond it.
+const EACH: usize = 2;
+/// Never more, however many descriptors there are: memory is bounded too.
+pub(crate) const MOST: usize = 4096;
+/// Never fewer: with less nothing works, and the limit is not ours.
+const LEAST: usize = 4;
+/// What we count on where there is no limit.
+const UNLIMITED: usize = 1 << 20;
+
+/// Raises the soft limit to the hard one, and returns how many descriptors there are.
+pub fn raise() -> usize {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let now = getrlimit(Resource::Nofile).current;
+    now.map_or(UNLIMITED, |now| usize::try_from(now).unwrap_or(UNLIMITED))
+}
+
+/// Connections that a listener may have at once where `listeners` share `descriptors`.
+pub(crate) fn connections(descriptors: usize, listeners: usize) -> usize {
+    let left = descriptors - RESERVE.min(descriptors / 2);
+    (left / (EACH * listeners.max(1))).clamp(LEAST, MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_into_the_descriptors() {
+        assert_eq!(connections(1 << 20, 2), MOST);
+        assert_eq!(connections(64, 2), 8);
+        assert_eq!(connections(0, 2), LEAST);
+        for descriptors in [64, 256, 1024, 4096, 65_536] {
+            assert!(connections(descriptors, 2) * EACH * 2 <= descriptors);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What signals do.
+
+use rustix::process::Signal;
+
+use crate::machine::Machine;
+
+#[tokio::test]
+async fn an_interrupt_and_a_termination_both_stop_it_politely() {
+    let machine = Machine::new();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut registry = machine.start("registry", &[]).await;
+        registry.signal(signal);
+        assert_eq!(registry.ended().await.code(), Some(0), "{}", registry.err());
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once() {
+    use std::io::{Read as _, Write as _};
+    let machine = Machine::new();
+    let mut proxy = machine.start("proxy", &["0"]).await;
+    let front = proxy.line("front").replace("http://", "");
+    // A request that is looked for: the drain waits for it.
+    let mut client = std::net::TcpStream::connect(front).unwrap();
+    client.write_all(b"GET /nothing/x HTTP/1.1\r\nhost: localhost\r\nexpect: 100-").unwrap();
+    proxy.signal(Signal::TERM);
+    proxy.says("stopping").await;
+    proxy.signal(Signal::TERM);
+    let code = proxy.ended().await.code();
+    // It may have been done already.
+    assert!(code == Some(1) && proxy.err().contains("stopping at once") || code == Some(0));
+    let mut rest = Vec::new();
+    let _closed = client.read_to_end(&mut rest);
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_configuration_again_and_says_what_changed() {
+    let machine = Machine::new();
+    let file = machine.path("conf.json");
+    std::fs::write(&file, "{}").unwrap();
+    let mut registry = machine.start("registry", &["--data-dir", "r"]).await;
+    let name = file.to_str().unwrap();
+    let mut proxy = machine.start("proxy", &["0", "--configfile", name]).await;
+    assert_eq!(
+        proxy.line("network"),
+        "alone: no bootstrap is configured, others join through this one"
+    );
+    // A file that is wrong changes nothing and is named as at the start.
+    std::fs::write(&file, "{\"Perf\": {\"SoftReq\": {\"RTT\": -5}},}").unwrap();
+    proxy.signal(Signal::HUP);
+    proxy.says("conf.json:1:").await;
+    let at = registry.line("libp2p");
+    let text =
+        format!("{{\"Perf\": {{\"HardReq\": {{\"RTT\": 50}}}}, \"Bootstraps\": [\"{at}\"]}}");
+    std::fs::write(&file, text).unwrap();
+    proxy.signal(Signal::HUP);
+    proxy.says("changed: the RTT limits").await;
+    proxy.says("changed: the bootstraps").await;
+    proxy.says("not changed before a restart").await;
+    proxy.says("registry followed").await; // found through the new bootstrap
+    assert_eq!(proxy.stop().await, Some(0));
+    assert_eq!(registry.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_hangup_says_that_flags_stay() {
+    let machine = Machine::new();
+    let gone = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+    let mut registry = machine.start("registry", &["--bootstrap", gone]).await;
+    registry.signal(Signal::HUP);
+    registry.says("not changed: the bootstraps, which were given by --bootstrap").await;
+    assert_eq!(registry.stop().await, Some(0));
+}
