@@ -192,11 +192,20 @@ pub async fn call<M, R, F>(
 where
     F: Future<Output = Result<tonic::Response<R>, tonic::Status>>,
 {
+    let begun = Instant::now();
+    let silent = || {
+        let sentence = format!("{what} did not answer within {deadline:?}");
+        crate::Error::new(crate::Kind::Timeout, sentence)
+    };
     match tokio::time::timeout(deadline, send(within(deadline, message))).await {
-        Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(crate::Error::new(
-            crate::Kind::Timeout,
-            format!("{what} did not answer within {deadline:?}"),
-        )),
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => match crate::Error::from(status) {
+            // tonic's own clock, here or there, may be over first: the same in its words.
+            error if error.kind() == crate::Kind::Timeout && begun.elapsed() >= deadline => {
+                Err(silent().because(error))
+            }
+            error => Err(error),
+        },
+        Err(_) => Err(silent()),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use lca::{InstancePrefix, RequestId, ServiceName};
 
 use crate::{connect::Address, output::Format, units, up};
@@ -30,14 +30,9 @@ pub struct Cli {
 /// What holds for every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// The daemon to ask: unix:PATH, or a path [default: the first local one that answers]
-    #[arg(
-        long,
-        global = true,
-        env = "LCA_ADDRESS",
-        hide_env_values = true,
-        value_name = "ADDRESS"
-    )]
+    /// The daemon to ask: unix:PATH, or a path [env: LCA_ADDRESS] [default: the first
+    /// local one that answers]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     pub address: Option<Address>,
     /// What standard output looks like; JSON has the field names of the API
     #[arg(short, long, global = true, default_value = "table", value_name = "table|json")]
@@ -68,6 +63,8 @@ pub enum Command {
     Service(Service),
     /// Ask every daemon on this machine whether it is serving
     Health,
+    /// Find the first thing that is broken between here and an instance, and how to mend it
+    Doctor(Doctor),
     /// The configuration file
     #[command(subcommand)]
     Config(Config),
@@ -116,6 +113,13 @@ pub struct Logs {
     pub tail: Option<u32>,
 }
 
+/// `doctor`
+#[derive(Clone, Debug, Args)]
+pub struct Doctor {
+    /// Also send a real request to this service, which may start an instance of it
+    pub service: Option<ServiceName>,
+}
+
 /// `service ...`
 #[derive(Clone, Debug, Subcommand)]
 pub enum Service {
@@ -137,15 +141,23 @@ pub enum Service {
 
 /// `service add`
 #[derive(Clone, Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["exec", "external"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["file", "exec", "external", "image"])))]
 pub struct Add {
     /// The name clients will ask for
-    pub name: ServiceName,
+    #[arg(required_unless_present = "file")]
+    pub name: Option<ServiceName>,
+    /// A spec in JSON, as `service get -o json` prints it, or the original's
+    /// service-conf.json; what else is given here counts more
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
     /// The executable to upload and run
     #[arg(long, value_name = "PATH")]
     pub exec: Option<PathBuf>,
+    /// A container image to run; not possible yet
+    #[arg(long, value_name = "REF", conflicts_with_all = ["exec", "external"])]
+    pub image: Option<String>,
     /// Nothing to run: a proxy represents it
-    #[arg(long, conflicts_with_all = ["cpu", "memory", "idle_timeout", "ready_path", "start_timeout", "env", "arguments"])]
+    #[arg(long, conflicts_with_all = ["exec", "cpu", "memory", "idle_timeout", "ready_path", "start_timeout", "env", "arguments"])]
     pub external: bool,
     /// Above this round-trip time, look for a nearer instance
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
@@ -171,8 +183,8 @@ pub struct Add {
     /// Environment of the program; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// Replace a different service of this name
-    #[arg(long)]
+    /// Replace a different service of this name without asking
+    #[arg(long, visible_alias = "yes")]
     pub replace: bool,
     /// Arguments of the program; ${SERVICE_PORT} and the others are filled in at start
     #[arg(last = true, value_name = "ARGS")]
@@ -210,6 +222,24 @@ impl Cli {
     }
 }
 
+/// What `LCA_ADDRESS` says; empty is the same as unset, as in shell scripts that pass
+/// on what may not be there.
+///
+/// # Errors
+/// If it is set to something that is no address.
+pub(crate) fn address_of_the_environment() -> Result<Option<Address>, clap::Error> {
+    const NAME: &str = "LCA_ADDRESS";
+    let value = std::env::var_os(NAME).unwrap_or_default();
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let text = value.to_str().ok_or_else(|| "it is not UTF-8".to_owned());
+    text.and_then(|text| text.parse().map(Some)).map_err(|reason: String| {
+        let what = format!("invalid value {value:?} for {NAME}: {reason}");
+        Cli::command().error(clap::error::ErrorKind::ValueValidation, what)
+    })
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -219,8 +249,6 @@ fn variable(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Command, String> {
@@ -251,6 +279,8 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_a_reason() {
         for (line, reason) in [
             ("service add hello", "--exec"),
+            ("service add --external", "NAME"),
+            ("service add hello --exec x --image y", "cannot be used with"),
             ("service add hello --exec x --external", "cannot be used with"),
             ("service add hello --external --cpu 1", "cannot be used with"),
             ("service add Hello --external", "service name"),

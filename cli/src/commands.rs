@@ -3,6 +3,7 @@
 
 mod allocate;
 mod config;
+mod doctor;
 mod health;
 mod instances;
 mod logs;
@@ -26,6 +27,7 @@ pub(crate) async fn run(command: Command, global: &Global, output: &mut Output) 
         Command::Logs(args) => logs::run(args, global, output).await,
         Command::Service(command) => service::run(command, global, output).await,
         Command::Health => health::run(global, output).await,
+        Command::Doctor(args) => doctor::run(args, global, output).await,
         Command::Config(args::Config::Check { file }) => config::check(file.as_deref(), output),
         Command::Up(_) | Command::DemoHelloWorldServer { .. } => {
             unreachable!("these run something themselves and are taken out before")

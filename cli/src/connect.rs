@@ -8,7 +8,9 @@ use std::{
 };
 
 use lca::{Kind, local};
+use tokio::time::timeout;
 use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     args::Global,
@@ -16,11 +18,12 @@ use crate::{
 };
 
 /// How long a call may take that only looks something up: longer than a daemon waits
-/// for the peers it relays to, shorter than people do.
-pub(crate) const ANSWER: Duration = Duration::from_secs(5);
-/// How long all sockets together may take to be tried, so that "no daemon" is said
-/// within [`ANSWER`].
+/// for the peers it relays to, and over with whatever comes before it within 5 s.
+pub(crate) const ANSWER: Duration = Duration::from_millis(4800);
+/// How long all sockets together may take to be tried.
 const CONNECT: Duration = Duration::from_secs(4);
+/// How long one daemon of several may take to say anything: it is on this machine.
+const STUCK: Duration = Duration::from_millis(1500);
 
 /// Where a daemon's local API is: `unix:PATH`, or a path alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,20 +68,46 @@ pub(crate) fn sockets(global: &Global) -> Vec<PathBuf> {
 
 /// The daemon that was named, or the first on this machine that answers.
 ///
+/// All are tried at the same time, so that one that takes connections and is stuck
+/// delays the others by [`STUCK`] at most.
+///
 /// # Errors
-/// [`Kind::Unavailable`] if there is none.
+/// [`Kind::Unavailable`] if there is none; [`Kind::Timeout`] if one is there that does
+/// not answer.
 pub(crate) async fn daemon(global: &Global) -> Result<Channel> {
     let sockets = sockets(global);
-    let first = async {
-        for socket in &sockets {
-            if let Ok(channel) = local::connect(socket).await {
-                return Some(channel);
-            }
+    // With nobody else to ask, almost all the time there is.
+    let patience = if sockets.len() > 1 { STUCK } else { CONNECT - STUCK / 3 };
+    let asked = sockets.iter().map(|socket| async move {
+        let channel = local::connect(socket).await.ok()?;
+        let alive = timeout(patience, answers(channel.clone())).await.is_ok();
+        Some(if alive { Ok(channel) } else { Err(socket) })
+    });
+    let connected = timeout(CONNECT, futures::future::join_all(asked)).await.unwrap_or_default();
+    let mut stuck = None;
+    for answer in connected.into_iter().flatten() {
+        match answer {
+            Ok(channel) => return Ok(channel),
+            Err(socket) => stuck = stuck.or(Some(socket)),
         }
-        None
-    };
-    let found = tokio::time::timeout(CONNECT, first).await.ok().flatten();
-    found.ok_or_else(|| none(global))
+    }
+    Err(stuck.map_or_else(|| none(global), |socket| silent(socket)))
+}
+
+/// Resolves when the daemon has said anything at all.
+async fn answers(channel: Channel) {
+    let request = HealthCheckRequest::default();
+    let _whatever_it_says = HealthClient::new(channel).check(request).await;
+}
+
+/// A daemon takes connections and does not answer.
+fn silent(socket: &Path) -> Failure {
+    let socket = socket.display();
+    Failure::new(
+        Kind::Timeout,
+        format!("the daemon on {socket} takes connections and does not answer"),
+    )
+    .hint("it is stopped or stuck: end it and start it again")
 }
 
 /// No daemon answers.

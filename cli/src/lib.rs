@@ -9,6 +9,7 @@ mod commands;
 mod connect;
 pub mod errors;
 pub mod output;
+mod specfile;
 mod table;
 pub use lca::units;
 pub mod up;
@@ -40,7 +41,13 @@ const ABANDON: Duration = Duration::from_millis(100);
 /// # Errors
 /// If there is nothing to run.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    let error = match Cli::try_parse_from(arguments) {
+    let parsed = Cli::try_parse_from(arguments).and_then(|mut cli| {
+        if cli.global.address.is_none() {
+            cli.global.address = args::address_of_the_environment()?;
+        }
+        Ok(cli)
+    });
+    let error = match parsed {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -124,18 +131,28 @@ async fn client(
     output: &mut Output,
     interrupt: CancellationToken,
 ) -> Exit {
+    let doctor = matches!(command, Command::Doctor(_));
     let ended = tokio::select! {
         ended = commands::run(command, global, output) => Some(ended),
         () = interrupt.cancelled() => None,
     };
     match ended {
         Some(Ok(())) => Exit::Success,
-        Some(Err(failure)) => tell(output, failure),
+        Some(Err(failure)) => tell(output, advised(failure, doctor)),
         None => {
             let failure = output.interrupted();
             tell(output, failure)
         }
     }
+}
+
+/// Who was not answered, and was not told what to do about it, can have it looked into.
+fn advised(failure: Failure, by_the_doctor: bool) -> Failure {
+    const DOCTOR: &str = "`lcactl doctor` finds out what does not answer";
+    if by_the_doctor {
+        return failure;
+    }
+    failure.hint_for(lca::Kind::Timeout, DOCTOR).hint_for(lca::Kind::Unavailable, DOCTOR)
 }
 
 fn tell(output: &mut Output, failure: Failure) -> Exit {

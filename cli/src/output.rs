@@ -5,7 +5,7 @@
 //! JSON document on standard error. (`logs` has no end: one JSON object a line.) Every
 //! write is checked and flushed: a full disk must not look like success.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, BufRead, IsTerminal as _, Read as _, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -35,17 +35,25 @@ pub struct Output {
     /// What was asked for.
     pub format: Format,
     err_is_terminal: bool,
+    /// Where a person types, if one is there to be asked.
+    answers: Option<Box<dyn BufRead + Send>>,
     if_interrupted: Vec<String>,
 }
+
+/// The longest answer to a question that is read.
+const MAX_ANSWER: u64 = 1024;
 
 impl Output {
     /// Standard output and error of this process.
     pub fn standard(format: Format) -> Self {
+        let err_is_terminal = io::stderr().is_terminal();
+        let asked = err_is_terminal && io::stdin().is_terminal() && format == Format::Table;
         Self {
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
             format,
-            err_is_terminal: io::stderr().is_terminal(),
+            err_is_terminal,
+            answers: asked.then(|| Box::new(io::BufReader::new(io::stdin())) as _),
             if_interrupted: Vec::new(),
         }
     }
@@ -109,6 +117,36 @@ impl Output {
         if self.err_is_terminal && self.format == Format::Table {
             self.say(&format!("{line}\n"));
         }
+    }
+
+    /// Shows how far the work is in a line that is written over by the next, if somebody
+    /// is watching. An empty one takes it away.
+    pub fn progress_in_place(&mut self, line: &str) {
+        if self.err_is_terminal && self.format == Format::Table {
+            self.say(&format!("\r{line}\x1b[K"));
+        }
+    }
+
+    /// Whether somebody is there to be asked.
+    pub fn can_ask(&self) -> bool {
+        self.answers.is_some()
+    }
+
+    /// Asks whoever is there for a yes. `None` where nobody is. Waits for as long as a
+    /// person thinks; Ctrl-C ends it.
+    pub async fn ask(&mut self, question: &str) -> Option<bool> {
+        let answers = self.answers.take()?;
+        self.say(&format!("{question} [y/N] "));
+        let read = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            let mut limited = answers.take(MAX_ANSWER);
+            let ended = limited.read_line(&mut line);
+            (ended.map(|_| line), limited.into_inner())
+        });
+        let (line, answers) = read.await.ok()?;
+        self.answers = Some(answers);
+        let line = line.unwrap_or_default();
+        Some(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
     }
 
     /// What to say should the command be interrupted from here on.

@@ -1,6 +1,7 @@
 //! The commands against a local API that answers as told: what people see, what
 //! programs read, and how each ends.
 
+mod doctor;
 mod fake;
 mod services;
 
@@ -48,6 +49,15 @@ async fn on(socket: &Path, line: &str, terminal: bool, interrupt: CancellationTo
 impl Daemon {
     async fn run(&self, line: &str) -> Ended {
         on(&self.socket, line, false, CancellationToken::new()).await
+    }
+
+    /// On a terminal where somebody types this.
+    async fn typing(&self, line: &str, typed: &'static str) -> Ended {
+        let Cli { global, command } = parse(&self.socket, line);
+        let (output, captured) = Output::captured(global.output, true);
+        let mut output = output.answering(typed);
+        let exit = client(command, &global, &mut output, CancellationToken::new()).await;
+        Ended { exit, out: captured.out(), err: captured.err() }
     }
 }
 
@@ -241,22 +251,58 @@ async fn without_a_daemon_there_is_one_line_and_a_hint() {
     ");
 }
 
-// The clock is paused, so five seconds of silence pass at once.
+// The clock is paused, so seconds of silence pass at once.
 #[tokio::test(start_paused = true)]
 async fn a_daemon_that_never_answers_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("proxy-1.sock");
     let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    for line in
-        ["peers", "instances", "service list", "logs 00", "release 00", "health", "allocate x"]
-    {
+    for line in [
+        "peers",
+        "instances",
+        "service list",
+        "logs 00",
+        "release 00",
+        "allocate x",
+        "health",
+        "doctor",
+    ] {
         let begun = tokio::time::Instant::now();
         let ended = on(&socket, line, false, CancellationToken::new()).await;
-        assert_eq!(
-            (ended.exit, ended.out.is_empty()),
-            (Exit::Unavailable, line != "health"),
-            "{line}"
-        );
-        assert!(begun.elapsed() <= lca::api::MAX_CALL + crate::connect::ANSWER, "{line}");
+        let table = ["health", "doctor"].contains(&line);
+        assert_eq!((ended.exit, ended.out.is_empty()), (Exit::Unavailable, !table), "{line}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{line}");
+        let said = ended.err.replace(&socket.display().to_string(), "SOCKET");
+        if !table {
+            assert_eq!(
+                said,
+                "error: the daemon on SOCKET takes connections and does not answer\n\
+                 hint: it is stopped or stuck: end it and start it again\n",
+                "{line}"
+            );
+        }
+        assert!(!said.contains("Timeout expired"), "{line}: {said}");
     }
+}
+
+#[tokio::test]
+async fn a_socket_that_a_killed_daemon_left_is_shown_and_removed_unless_it_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("proxy-1.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let ask = async || on(&socket, "-o json health", false, CancellationToken::new()).await;
+    assert_eq!(ask().await.exit, Exit::Unavailable);
+    assert!(socket.exists(), "a daemon may be about to listen on it");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
+    let since = old.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let time = rustix::fs::Timespec { tv_sec: since.as_secs() as i64, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+    let follow = rustix::fs::AtFlags::empty();
+    rustix::fs::utimensat(rustix::fs::CWD, &socket, &times, follow).unwrap();
+    assert_eq!(ask().await.exit, Exit::Unavailable);
+    assert!(!socket.exists());
+    // A file that is no socket is nobody's to remove.
+    std::fs::write(&socket, "precious").unwrap();
+    ask().await;
+    assert!(socket.exists());
 }

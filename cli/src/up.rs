@@ -13,8 +13,10 @@ use tokio::time::timeout;
 
 mod demo;
 mod fleet;
+mod temporary;
 
 use fleet::Fleet;
+use temporary::Temporary;
 
 /// How long a start that is interrupted may still take to come to its end.
 const START_WITHIN: Duration = Duration::from_secs(2);
@@ -78,10 +80,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (data_dir, _temporary) = match args.data_dir {
         Some(dir) => (dir, None),
         None => {
-            let made = tempfile::Builder::new().prefix("lca-up-").tempdir().map_err(|error| {
-                Error::new(Kind::FailedPrecondition, "cannot create a temporary folder")
-                    .because(error)
-            })?;
+            let made = Temporary::create()?;
             (made.path().to_owned(), Some(made))
         }
     };

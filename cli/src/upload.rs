@@ -9,6 +9,10 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use lca::{
@@ -58,11 +62,20 @@ impl Program {
     /// What the registry answered; [`Kind::Timeout`] after five minutes;
     /// [`Kind::FailedPrecondition`] if the file cannot be read any more.
     pub(crate) async fn upload(&self, registry: &mut RegistryClient<Channel>) -> Result<()> {
+        self.upload_counting(registry, Arc::default()).await
+    }
+
+    /// As [`upload`](Self::upload), adding what the connection has taken to `sent`, bytes.
+    pub(crate) async fn upload_counting(
+        &self,
+        registry: &mut RegistryClient<Channel>,
+        sent: Arc<AtomicU64>,
+    ) -> Result<()> {
         let (chunks, stream) = mpsc::channel(AHEAD);
         let header = ArtifactHeader { digest: self.digest.to_string(), size: self.size };
         let path = self.path.clone();
         // Ends by itself when the registry has answered and the stream is dropped.
-        let reading = blocking(move || send(&path, header, &chunks));
+        let reading = blocking(move || send(&path, header, &chunks, &sent));
         let what = "the registry";
         let putting = api::call(what, api::MAX_CALL, ReceiverStream::new(stream), |r| {
             registry.put_artifact(r)
@@ -134,12 +147,18 @@ fn send(
     path: &Path,
     header: ArtifactHeader,
     chunks: &mpsc::Sender<PutArtifactRequest>,
+    sent: &AtomicU64,
 ) -> Result<()> {
     let give = |part| chunks.blocking_send(PutArtifactRequest { part: Some(part) }).is_ok();
     if !give(Part::Header(header)) {
         return Ok(()); // the answer says why nothing more is wanted
     }
-    each_chunk(path, |chunk| give(Part::Data(chunk)))
+    each_chunk(path, |chunk| {
+        let size = chunk.len() as u64;
+        let taken = give(Part::Data(chunk));
+        sent.fetch_add(size, Ordering::Relaxed);
+        taken
+    })
 }
 
 /// Reads the file in chunks for as long as `wanted` says so.

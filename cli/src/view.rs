@@ -4,8 +4,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lca::{PeerId, api::proto};
-use serde::Serialize;
+use lca::{Error, Kind, PeerId, api::proto};
+use serde::{Deserialize, Serialize};
 
 use crate::units::show_duration;
 
@@ -121,13 +121,15 @@ impl From<proto::Step> for Step {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// Also read from files: what is printed can be given back.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct ServiceSpec {
     pub(crate) name: String,
     pub(crate) artifact: String,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) protocol: &'static str,
+    pub(crate) protocol: String,
     pub(crate) readiness: Readiness,
     pub(crate) requirements: Requirements,
     pub(crate) resources: Resources,
@@ -137,19 +139,22 @@ pub(crate) struct ServiceSpec {
     pub(crate) service_hash: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Readiness {
     pub(crate) http_path: String,
     pub(crate) start_timeout_ms: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Requirements {
     pub(crate) soft_rtt_ms: u32,
     pub(crate) hard_rtt_ms: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Resources {
     pub(crate) cpu_millis: u32,
     pub(crate) memory_bytes: u64,
@@ -157,7 +162,7 @@ pub(crate) struct Resources {
 
 impl From<proto::ServiceSpec> for ServiceSpec {
     fn from(spec: proto::ServiceSpec) -> Self {
-        let protocol = spec.protocol().as_str_name();
+        let protocol = spec.protocol().as_str_name().to_owned();
         let readiness = spec.readiness.unwrap_or_default();
         let requirements = spec.requirements.unwrap_or_default();
         let resources = spec.resources.unwrap_or_default();
@@ -184,6 +189,42 @@ impl From<proto::ServiceSpec> for ServiceSpec {
             revision: spec.revision,
             service_hash: spec.service_hash,
         }
+    }
+}
+
+impl TryFrom<ServiceSpec> for proto::ServiceSpec {
+    type Error = Error;
+
+    fn try_from(spec: ServiceSpec) -> Result<Self, Error> {
+        let protocol = match spec.protocol.as_str() {
+            "" => proto::Protocol::Unspecified,
+            name => proto::Protocol::from_str_name(name).ok_or_else(|| {
+                Error::new(Kind::InvalidArgument, format!("protocol: {name:?} is not known here"))
+            })?,
+        };
+        Ok(Self {
+            name: spec.name,
+            artifact: spec.artifact,
+            arguments: spec.arguments,
+            environment: spec.environment,
+            protocol: protocol.into(),
+            readiness: Some(proto::Readiness {
+                http_path: spec.readiness.http_path,
+                start_timeout_ms: spec.readiness.start_timeout_ms,
+            }),
+            requirements: Some(proto::Requirements {
+                soft_rtt_ms: spec.requirements.soft_rtt_ms,
+                hard_rtt_ms: spec.requirements.hard_rtt_ms,
+            }),
+            resources: Some(proto::Resources {
+                cpu_millis: spec.resources.cpu_millis,
+                memory_bytes: spec.resources.memory_bytes,
+            }),
+            idle_timeout_ms: spec.idle_timeout_ms,
+            concurrency_limit: spec.concurrency_limit,
+            revision: spec.revision,
+            service_hash: spec.service_hash,
+        })
     }
 }
 

@@ -9,6 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lca::{
+    api::proto::{
+        self,
+        manager_server::{Manager, ManagerServer},
+    },
+    local::Listener,
+    shutdown::Tasks,
+};
+use tonic::{Request, Response, Status, codegen::BoxStream, service::Routes};
+
 /// Longer than any command here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -129,26 +139,59 @@ fn a_full_disk_is_a_failure() {
     }
 }
 
-#[test]
-fn ctrl_c_ends_a_wait_with_130() {
+/// A daemon that says that it serves, and never gets an instance started.
+struct Busy(tokio::sync::mpsc::UnboundedSender<String>);
+
+#[tonic::async_trait]
+impl Manager for Busy {
+    type AllocateStream = BoxStream<proto::AllocateProgress>;
+
+    async fn allocate(
+        &self,
+        request: Request<proto::AllocateServiceRequest>,
+    ) -> Result<Response<Self::AllocateStream>, Status> {
+        self.0.send(request.into_inner().request_id).unwrap();
+        Ok(Response::new(Box::pin(futures::stream::pending())))
+    }
+
+    async fn resolve(
+        &self,
+        _: Request<proto::ResolveRequest>,
+    ) -> Result<Response<proto::ResolveResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_peers(
+        &self,
+        _: Request<proto::ListPeersRequest>,
+    ) -> Result<Response<proto::ListPeersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ctrl_c_in_an_allocation_ends_with_130_and_says_how_to_find_it_again() {
     let dir = tempfile::tempdir().unwrap();
-    // A daemon that takes the connection and never answers.
-    fs::create_dir(dir.path().join("lca")).unwrap();
-    // One that was killed left its socket, and would have come first.
-    drop(UnixListener::bind(dir.path().join("lca/proxy-1.sock")).unwrap());
-    let listener = UnixListener::bind(dir.path().join("lca/proxy-4201.sock")).unwrap();
+    let sockets = dir.path().join("lca");
+    let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let tasks = Tasks::default();
+    let routes = Routes::new(ManagerServer::new(Busy(sender)));
+    let listener = Listener::bind(&sockets.join("proxy-4201.sock")).unwrap();
+    listener.serve(routes, &tasks.spawner());
+    // One that was killed left its socket, and one is stuck; both would come first.
+    drop(UnixListener::bind(sockets.join("proxy-1.sock")).unwrap());
+    let _stuck = UnixListener::bind(sockets.join("proxy-2.sock")).unwrap();
     let mut command = lcactl(dir.path(), "allocate hello --request-id abc");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut connection, _) = listener.accept().unwrap();
-    // The name of the service is in what is sent once the call is made.
-    let mut sent = Vec::new();
-    let mut buffer = [0; 4096];
-    connection.set_read_timeout(Some(PATIENCE)).unwrap();
-    while !sent.windows(5).any(|window| window == b"hello") {
-        let read = connection.read(&mut buffer).unwrap();
-        assert_ne!(read, 0, "the call was not made");
-        sent.extend_from_slice(&buffer[..read]);
-    }
+    let request = tokio::time::timeout(PATIENCE, asked.recv()).await.unwrap();
+    assert_eq!(request.as_deref(), Some("abc"));
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let begun = Instant::now();
@@ -161,4 +204,69 @@ fn ctrl_c_ends_a_wait_with_130() {
         said,
         "interrupted\nhint: the start goes on; `lcactl allocate hello --request-id abc` waits for it again\n"
     );
+}
+
+// FAULTS 82: a black hole, at the level where a local command can meet one.
+#[test]
+fn a_daemon_that_is_stuck_is_given_up_within_5_s_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("stuck.sock");
+    let _never_accepts = UnixListener::bind(&socket).unwrap();
+    let begun = Instant::now();
+    let lines = [
+        "peers",
+        "instances",
+        "service list",
+        "allocate x",
+        "logs 0 -f",
+        "release 0",
+        "doctor",
+        "health",
+    ];
+    let children = lines.map(|line| {
+        let mut command = lcactl(dir.path(), line);
+        command.env("LCA_ADDRESS", &socket).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (line, command.spawn().unwrap())
+    });
+    for (line, child) in children {
+        let ended = child.wait_with_output().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(8), "{line} took {:?}", begun.elapsed());
+        assert_eq!(ended.status.code(), Some(4), "{line}: {ended:?}");
+        let said = text(&ended.stderr);
+        assert!(said.starts_with("error: ") && !said.contains("Timeout expired"), "{line}: {said}");
+        let lines = said.lines().count();
+        assert!(lines == 2 && said.contains("\nhint: ") || line == "health", "{line}: {said}");
+    }
+}
+
+#[test]
+fn an_empty_address_is_none_and_a_wrong_one_is_a_usage_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let with =
+        |address: &str| lcactl(dir.path(), "peers").env("LCA_ADDRESS", address).output().unwrap();
+    let empty = with("");
+    assert_eq!(empty.status.code(), Some(4), "{empty:?}");
+    assert!(text(&empty.stderr).starts_with("error: no daemon answers in "), "{empty:?}");
+    let wrong = with("ftp://x");
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    assert!(text(&wrong.stderr).contains("LCA_ADDRESS"), "{wrong:?}");
+    let nowhere = with("/nowhere/x.sock");
+    assert_eq!(nowhere.status.code(), Some(4), "{nowhere:?}");
+    assert_eq!(text(&nowhere.stderr).lines().count(), 2, "{nowhere:?}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let ended = run(dir.path(), "up --port 0 --data-dir file/data");
+    assert_ne!(ended.status.code(), Some(0));
+    let said = text(&ended.stderr);
+    assert!(
+        said.contains("cannot create the folder") && said.contains("Not a directory"),
+        "{said}"
+    );
+    let ended = lcactl(dir.path(), "up --port 0").env("TMPDIR", dir.path().join("none")).output();
+    let said = ended.unwrap().stderr;
+    assert!(text(&said).contains("No such file or directory"), "{}", text(&said));
 }

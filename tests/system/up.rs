@@ -132,12 +132,58 @@ async fn the_readme_story_is_true() -> anyhow::Result<()> {
     assert!(status.success(), "{allocated}");
     let (status, health) = up.lcactl(&["health"]).await?;
     assert!(status.success(), "{health}");
+    let (status, doctor) = up.lcactl(&["doctor", "hello-world-server"]).await?;
+    assert!(status.success() && doctor.contains("answered 200"), "{doctor}");
 
     let dir = up.runtime_dir.path().to_owned();
     assert_eq!(processes::below(&dir).len(), 2, "two instances run");
     let status = up.stop(Signal::INT).await?;
     assert!(status.success(), "Ctrl-C is a clean end: {status}");
     assert!(processes::below(&dir).is_empty(), "an instance outlived its network");
+    Ok(())
+}
+
+// FAULTS 82: what shells do with the output of a command.
+#[tokio::test]
+async fn a_closed_pipe_is_quiet_and_a_full_disk_is_a_failure() -> anyhow::Result<()> {
+    let up = Up::start(&[]).await?;
+    let shell = async |line: &str| {
+        let mut command = Command::new("sh");
+        command.env_clear().env("LCACTL", program("lcactl"));
+        command.env("XDG_RUNTIME_DIR", up.runtime_dir.path()).args(["-c", line]);
+        timeout(Duration::from_secs(20), command.output()).await
+    };
+    let cut = shell(r#"{ "$LCACTL" service list; echo "ended with $?" >&2; } | head -1"#).await??;
+    assert!(cut.stdout.starts_with(b"NAME"), "{cut:?}");
+    assert_eq!(String::from_utf8_lossy(&cut.stderr), "ended with 0\n");
+    let full = shell(r#""$LCACTL" service list > /dev/full"#).await??;
+    assert_eq!(full.status.code(), Some(1), "{full:?}");
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert!(said.starts_with("error: cannot write the output: No space left"), "{said}");
+    assert!(up.stop(Signal::INT).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn logs_are_followed_across_peers_to_the_end_of_the_instance() -> anyhow::Result<()> {
+    let up = Up::start(&["--nodes", "2"]).await?;
+    let (_, json) = up.lcactl(&["allocate", "hello-world-server", "-o", "json"]).await?;
+    let document: serde_json::Value = serde_json::from_str(&json)?;
+    let id = document["instance"]["id"].as_str().context("an id")?.to_owned();
+    // Asked of the proxy's socket, answered by one of the two allocators.
+    let following = lcactl(up.runtime_dir.path())
+        .args(["logs", &id[..8], "-f"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (status, released) = up.lcactl(&["release", &id]).await?;
+    assert!(status.success(), "{released}");
+    let ended = timeout(Duration::from_secs(20), following.wait_with_output()).await??;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(said.starts_with("the instance has ended: "), "{said}");
+    assert!(up.stop(Signal::INT).await?.success());
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 use std::{
     io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use lca::{Kind, api, local};
@@ -20,6 +22,9 @@ use crate::{
     table::Table,
 };
 
+/// Younger than this, a socket that refuses may be about to be listened on.
+const JUST_MADE: Duration = Duration::from_secs(1);
+
 #[derive(Serialize)]
 struct Document {
     daemons: Vec<Daemon>,
@@ -30,6 +35,8 @@ struct Daemon {
     address: String,
     /// A killed daemon left its socket behind. It does not count: nobody is there.
     gone: bool,
+    /// The socket that was left behind has been removed.
+    removed: bool,
     /// As in `grpc.health.v1`, or null where nothing was answered.
     status: Option<&'static str>,
     error: Option<String>,
@@ -62,20 +69,31 @@ async fn daemon(socket: PathBuf) -> Daemon {
     if let Err(error) = UnixStream::connect(&socket).await
         && matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
     {
-        let error = Some("nobody listens here: the daemon was killed, or never was".to_owned());
-        return Daemon { address, gone: true, status: None, error };
+        let removed = error.kind() == io::ErrorKind::ConnectionRefused && remove(&socket).is_ok();
+        let what = if removed { "its socket is removed" } else { "or never was" };
+        let error = Some(format!("nobody listens here: the daemon was killed, {what}"));
+        return Daemon { address, gone: true, removed, status: None, error };
     }
     let answer = timeout(connect::ANSWER, ask(&socket)).await.unwrap_or_else(|_| {
         Err(lca::Error::new(Kind::Timeout, format!("did not answer within {:?}", connect::ANSWER)))
     });
+    let there = Daemon { address, gone: false, removed: false, status: None, error: None };
     match answer {
-        Ok(status) => {
-            Daemon { address, gone: false, status: Some(status.as_str_name()), error: None }
-        }
-        Err(error) => {
-            Daemon { address, gone: false, status: None, error: Some(error.public().to_owned()) }
-        }
+        Ok(status) => Daemon { status: Some(status.as_str_name()), ..there },
+        Err(error) => Daemon { error: Some(error.public().to_owned()), ..there },
     }
+}
+
+/// Removes what a killed daemon left behind: a socket of this user's, and not one that
+/// is just being made, which refuses connections for a moment.
+fn remove(path: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw();
+    let age = found.modified()?.elapsed().unwrap_or_default();
+    if !found.file_type().is_socket() || !ours || age < JUST_MADE {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    std::fs::remove_file(path)
 }
 
 async fn ask(socket: &Path) -> lca::Result<ServingStatus> {
@@ -86,7 +104,7 @@ async fn ask(socket: &Path) -> lca::Result<ServingStatus> {
 
 fn table(daemons: &[Daemon]) -> Table {
     let mut table = Table::new(["DAEMON", "STATUS", "DETAIL"]);
-    for Daemon { address, gone, status, error } in daemons {
+    for Daemon { address, gone, status, error, .. } in daemons {
         let otherwise = if *gone { "gone" } else { "silent" };
         let status = status.unwrap_or(otherwise).replace('_', " ").to_lowercase();
         table.row([address.clone(), status, error.clone().unwrap_or_default()]);

@@ -3,9 +3,16 @@
 //! For people the bytes as they are; with `-o json` one object a line, since the
 //! output of an instance may have no end.
 
-use lca::{Kind, api::proto};
+use lca::{
+    InstancePrefix, Kind,
+    api::{
+        self,
+        proto::{self, InstanceState, instances_client::InstancesClient},
+    },
+};
 use serde::Serialize;
 use tokio::time::timeout;
+use tonic::transport::Channel;
 
 use crate::{
     args::{Global, Logs as Args},
@@ -24,8 +31,8 @@ struct Line<'a> {
 }
 
 pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Result<()> {
-    let mut allocator =
-        proto::allocator_client::AllocatorClient::new(connect::daemon(global).await?);
+    let channel = connect::daemon(global).await?;
+    let mut allocator = proto::allocator_client::AllocatorClient::new(channel.clone());
     let request = proto::LogsRequest {
         instance: args.instance.to_string(),
         tail_lines: args.tail.unwrap_or(0),
@@ -45,13 +52,48 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
             true => chunks.message().await,
             false => timeout(connect::ANSWER, chunks.message()).await.map_err(|_| silent())?,
         };
-        match chunk? {
+        let chunk = chunk.map_err(|status| match args.follow {
+            true => broken_off(lca::Error::from(status).public()),
+            false => status.into(),
+        })?;
+        match chunk {
             Some(chunk) if output.format == Format::Table => output.raw(&chunk.data)?,
             Some(chunk) => output.raw(lines.take(&chunk.data).as_bytes())?,
             None => break,
         }
     }
-    output.raw(lines.rest().as_bytes())
+    output.raw(lines.rest().as_bytes())?;
+    match args.follow {
+        true => ended(channel, &args.instance, output).await,
+        false => Ok(()),
+    }
+}
+
+/// Whoever follows is told whether the output ended because the instance did.
+async fn ended(channel: Channel, instance: &InstancePrefix, output: &mut Output) -> Result<()> {
+    let mut instances = InstancesClient::new(channel).max_decoding_message_size(api::MAX_ANSWER);
+    let request = proto::ListInstancesRequest { include_ended: true, ..Default::default() };
+    let answer =
+        api::call("the daemon", connect::ANSWER, request, |r| instances.list_instances(r)).await;
+    let answer = answer.map_err(|error| broken_off(error.public()))?;
+    let is_it = |one: &&proto::Instance| one.id.parse().is_ok_and(|id| instance.matches(id));
+    match answer.instances.iter().find(is_it) {
+        None => Err(broken_off("its allocator does not answer")),
+        Some(one) => match one.state() {
+            InstanceState::Draining | InstanceState::Stopped | InstanceState::Failed => {
+                let reason = if one.reason.is_empty() { "it was stopped" } else { &one.reason };
+                output.note(&format!("the instance has ended: {reason}"));
+                Ok(())
+            }
+            _ => Err(broken_off("the instance still runs")),
+        },
+    }
+}
+
+/// The end of what is followed that is not the end of the instance.
+fn broken_off(why: &str) -> Failure {
+    Failure::new(Kind::Unavailable, format!("the log broke off: {why}"))
+        .hint("`lcactl instances` shows what runs; the same command follows it again")
 }
 
 /// Cuts chunks into lines.

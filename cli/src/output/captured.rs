@@ -16,9 +16,16 @@ impl Output {
             err: Box::new(captured.err.clone()),
             format,
             err_is_terminal: terminal,
+            answers: None,
             if_interrupted: Vec::new(),
         };
         (output, captured)
+    }
+
+    /// With somebody who types this.
+    pub(crate) fn answering(mut self, typed: &'static str) -> Self {
+        self.answers = Some(Box::new(typed.as_bytes()));
+        self
     }
 }
 

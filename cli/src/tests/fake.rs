@@ -21,6 +21,7 @@ use proto::{
     allocator_server::{Allocator, AllocatorServer},
     instances_server::{Instances, InstancesServer},
     manager_server::{Manager, ManagerServer},
+    node_server::{Node, NodeServer},
     registry_server::{Registry, RegistryServer},
 };
 use tokio_stream::{Stream, StreamExt as _};
@@ -39,6 +40,8 @@ pub(super) struct State {
     pub(super) artifacts: BTreeMap<String, Vec<u8>>,
     /// Services that were to be allocated.
     asked: Vec<String>,
+    /// What it says of itself.
+    pub(super) told: proto::DiagnoseResponse,
     /// Artifact bytes that came over the wire, known or not.
     pub(super) received: usize,
 }
@@ -70,6 +73,7 @@ impl Daemon {
             .add_service(AllocatorServer::new(fake.clone()))
             .add_service(InstancesServer::new(fake.clone()))
             .add_service(ManagerServer::new(fake.clone()))
+            .add_service(NodeServer::new(fake.clone()))
             .add_service(health);
         local::Listener::bind(&socket).unwrap().serve(routes.routes(), &tasks.spawner());
         Self { fake, socket, _dir: dir, _tasks: tasks }
@@ -199,6 +203,16 @@ impl Manager for Fake {
             ..here.clone()
         };
         Ok(Response::new(proto::ListPeersResponse { peers: vec![here, there] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Node for Fake {
+    async fn diagnose(
+        &self,
+        _: Request<proto::DiagnoseRequest>,
+    ) -> Answer<proto::DiagnoseResponse> {
+        Ok(Response::new(self.state(|state| state.told.clone())))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
+use clap::Parser as _;
 use insta::assert_snapshot;
 use lca::{Digest, Kind};
 
 use super::{Daemon, fake::State};
-use crate::{errors::Exit, upload};
+use crate::{Cli, errors::Exit, upload};
 
 /// A program of more than one chunk in a folder of its own.
 struct Program {
@@ -111,6 +112,116 @@ async fn a_different_service_of_that_name_is_replaced_only_when_told() {
     assert_eq!(daemon.state(|state| state.artifacts.len()), 1, "it was uploaded for nothing");
     let replaced = daemon.run(&add.replace(" --ready-path", " --replace --ready-path")).await;
     assert_eq!((replaced.exit, replaced.out.as_str()), (Exit::Success, "hello revision 2\n"));
+    assert_snapshot!(replaced.err, @r"
+    hello revision 1 is replaced:
+      artifact: cba06b5736fa -> 11507a0e2f5e
+      ready path: none -> /healthz
+      memory: 64MiB -> 65MiB
+      environment: SECRET
+    ");
+}
+
+#[tokio::test]
+async fn on_a_terminal_the_change_is_shown_and_asked_about_before_anything_is_sent() {
+    let daemon = Daemon::start().await;
+    daemon.run(&Program::new(b"old").add("")).await;
+    let new = Program::new(b"new");
+    for typed in ["n\n", "\n", ""] {
+        let declined = daemon.typing(&new.add(""), typed).await;
+        assert_eq!((declined.exit, declined.out.as_str()), (Exit::Refused, ""), "{typed:?}");
+        assert_eq!(
+            declined.err,
+            "hello exists with another spec, revision 1:\n  artifact: cba06b5736fa -> 11507a0e2f5e\n\
+             Replace it? [y/N] error: hello was left as it is\n"
+        );
+    }
+    assert_eq!(daemon.state(|state| state.artifacts.len()), 1);
+    let agreed = daemon.typing(&new.add(""), "yes\n").await;
+    assert_eq!((agreed.exit, agreed.out.as_str()), (Exit::Success, "hello revision 2\n"));
+    assert!(agreed.err.contains("\r\x1b[K"), "{:?}", agreed.err);
+    assert!(agreed.err.lines().last().unwrap().contains("uploaded 3 B in "), "{:?}", agreed.err);
+    // Told beforehand, nobody is asked.
+    let yes = daemon.typing(&Program::new(b"third").add(" --yes"), "").await;
+    assert_eq!((yes.exit, yes.out.as_str()), (Exit::Success, "hello revision 3\n"));
+}
+
+#[tokio::test]
+async fn what_get_prints_can_be_added_again() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"x");
+    daemon.run(&program.add(" --soft-rtt 5ms --env A=B --idle-timeout 2m -- --a b")).await;
+    let file = program.dir.path().join("spec.json");
+    fs::write(&file, daemon.run("service get hello -o json").await.out).unwrap();
+    let file = file.display();
+    let same = daemon.run(&format!("service add -f {file}")).await;
+    assert_eq!(
+        (same.exit, same.out.as_str()),
+        (Exit::Success, "hello revision 1, unchanged\n"),
+        "{}",
+        same.err
+    );
+    daemon.run("service remove hello").await;
+    let back = daemon.run(&format!("service add hello -f {file} --hard-rtt 1s -o json")).await;
+    assert_eq!(back.exit, Exit::Success, "{}", back.err);
+    let spec = &back.json()["spec"];
+    assert_eq!(spec["requirements"], serde_json::json!({ "soft_rtt_ms": 5, "hard_rtt_ms": 1000 }));
+    assert_eq!((&spec["environment"]["A"], &spec["arguments"][1]), (&"B".into(), &"b".into()));
+    let other = daemon.run(&format!("service add other -f {file}")).await;
+    assert_eq!(
+        (other.exit, other.err.as_str()),
+        (Exit::Usage, "error: the file describes \"hello\", not other\n")
+    );
+}
+
+#[tokio::test]
+async fn the_originals_file_is_taken_with_a_program() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"x");
+    let file = program.dir.path().join("service-conf.json");
+    fs::write(&file, r#"{ "NetworkSoftReq": { "RTT": 10 }, "NetworkHardReq": { "RTT": 50 }, "CpuReq": 250, "MemoryReq": 65, "DockerConf": {} }"#).unwrap();
+    let file = file.display();
+    let ended = daemon.run(&program.add(&format!(" -f {file}"))).await;
+    assert_eq!(ended.exit, Exit::Success, "{}", ended.err);
+    assert!(ended.err.contains("DockerConf is not used"), "{}", ended.err);
+    let list = daemon.run("service list").await.out;
+    assert!(list.contains("10ms      50ms      250m  65MiB"), "{list}");
+    let nothing = daemon.run(&format!("service add hello -f {file}")).await;
+    assert_eq!(nothing.exit, Exit::Usage);
+    assert!(nothing.err.contains("--exec PATH, or --external"), "{}", nothing.err);
+    let nameless = daemon.run(&format!("service add -f {file} --external")).await;
+    assert!(nameless.err.contains("has no name"), "{}", nameless.err);
+}
+
+#[tokio::test]
+async fn an_image_is_refused_until_there_is_a_driver_for_it() {
+    let daemon = Daemon::start().await;
+    let ended = daemon.run("service add hello --image nginx:1").await;
+    assert_eq!((ended.exit, ended.out.as_str()), (Exit::Refused, ""));
+    assert_eq!(
+        ended.err,
+        "error: nginx:1 cannot be run: images come with the Docker driver, later\n\
+         hint: --exec PATH uploads a program and runs it\n"
+    );
+}
+
+// FAULTS 62.
+#[tokio::test]
+async fn names_that_are_none_are_refused_before_anybody_is_asked() {
+    let daemon = Daemon::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("spec.json");
+    let long = "a".repeat(256);
+    for name in
+        ["", &long, "../x", "h\u{435}llo", "a/b", "localhost", "10.0.0.1", "a..b", "A", "-a"]
+    {
+        let words = ["lcactl", "service", "add", name, "--external"];
+        assert!(Cli::try_parse_from(words).is_err(), "{name:?}");
+        let spec = serde_json::json!({ "name": name });
+        fs::write(&file, spec.to_string()).unwrap();
+        let ended = daemon.run(&format!("service add --external -f {}", file.display())).await;
+        assert_eq!((ended.exit, ended.out.as_str()), (Exit::Usage, ""), "{name:?}: {}", ended.err);
+    }
+    assert!(daemon.state(|state| state.specs.is_empty()));
 }
 
 #[tokio::test]

@@ -1,30 +1,41 @@
 //! `lcactl service add`
 //!
 //! What is there is looked at before anything is uploaded, so that a name that is
-//! taken costs nothing. The registry decides all the same: it is asked to replace the
-//! very revision that was seen.
+//! taken costs nothing, and what would change is shown before it does. The registry
+//! decides all the same: it is asked to replace the very revision that was seen.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use lca::{
-    Kind, Spec,
+    Kind, ServiceName, Spec,
     api::{self, proto},
 };
 use proto::registry_client::RegistryClient;
 use serde::Serialize;
+use tokio::time::{Instant, interval};
+use tonic::transport::Channel;
 
 use crate::{
     args::{Add as Args, Global},
     connect,
     errors::{Failure, Result},
     output::Output,
+    specfile::{self, Described},
     units,
     upload::Program,
     view::ServiceSpec,
 };
+
+/// How often the progress of an upload is drawn: smooth for people, nothing for a link.
+const REDRAW: Duration = Duration::from_millis(100);
 
 #[derive(Serialize)]
 struct Document {
@@ -33,32 +44,41 @@ struct Document {
 }
 
 pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Result<()> {
-    let (name, replace) = (args.name.clone(), args.replace);
+    if let Some(image) = &args.image {
+        let sentence = format!("{image} cannot be run: images come with the Docker driver, later");
+        return Err(Failure::new(Kind::FailedPrecondition, sentence)
+            .hint("--exec PATH uploads a program and runs it"));
+    }
+    let described = match args.file.clone() {
+        Some(file) => Some(described(&file, output).await?),
+        None => None,
+    };
     let program = match &args.exec {
         Some(path) => Some(Program::read(path).await?),
         None => None,
     };
-    let wanted = spec(args, program.as_ref())?;
+    let replace = args.replace;
+    let wanted = spec(args, described, program.as_ref())?;
+    let name = wanted.name.clone();
     let mut registry = RegistryClient::new(connect::daemon(global).await?);
     let present = match super::get(&mut registry, &name).await {
         Ok(answer) => answer.spec.map(Spec::try_from).transpose()?,
         Err(failure) if failure.kind() == Some(Kind::NotFound) => None,
         Err(failure) => return Err(failure),
     };
-    if let Some(present) = &present
-        && !replace
-        && !present.same_content(&wanted)
-    {
-        return Err(conflict(present, &wanted));
-    }
-    if let Some(program) = &program {
-        output.progress(&format!("uploading {}", units::show_size(program.size)));
-        program.upload(&mut registry).await?;
-    }
-    let request = proto::PutServiceRequest {
-        spec: Some((&wanted).into()),
-        if_revision: present.filter(|_| replace).map(|present| present.revision),
+    let replaced = match present {
+        Some(present) if !present.same_content(&wanted) => {
+            agreed(&present, &wanted, replace, output).await?;
+            Some(present.revision)
+        }
+        _ => None,
     };
+    if let Some(program) = &program {
+        output.if_interrupted(vec![format!("{name} was not registered")]);
+        upload(program, &mut registry, output).await?;
+        output.if_interrupted(Vec::new());
+    }
+    let request = proto::PutServiceRequest { spec: Some((&wanted).into()), if_revision: replaced };
     let put =
         api::call("the registry", connect::ANSWER, request, |r| registry.put_service(r)).await;
     let answer = put.map_err(|error| match error.kind() {
@@ -74,49 +94,144 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
     })
 }
 
-/// What the arguments ask for, within bounds and with the defaults filled in.
-fn spec(args: Args, program: Option<&Program>) -> Result<Spec> {
-    let millis = |time: Option<Duration>| time.map_or(0, |time| time.as_millis());
-    let rtt = |flag: &str, time| {
-        u32::try_from(millis(time)).map_err(|_| {
-            Failure::new(Kind::InvalidArgument, format!("--{flag} is more than an hour"))
-        })
+async fn described(file: &Path, output: &mut Output) -> Result<Described> {
+    let path = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || specfile::read(&path)).await;
+    let described = read.map_err(|error| {
+        lca::Error::new(Kind::Internal, "reading the file failed").because(error)
+    })??;
+    if let Some(unused) = described.unused {
+        output.note(&format!("{}: {unused}", file.display()));
+    }
+    Ok(described)
+}
+
+/// Uploads with its progress in one line.
+async fn upload(
+    program: &Program,
+    registry: &mut RegistryClient<Channel>,
+    output: &mut Output,
+) -> Result<()> {
+    let sent = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let uploading = program.upload_counting(registry, sent.clone());
+    tokio::pin!(uploading);
+    let mut redraw = interval(REDRAW);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = &mut uploading => break ended,
+            _ = redraw.tick() => {
+                output.progress_in_place(&uploaded(sent.load(Ordering::Relaxed), program.size));
+            }
+        }
     };
-    let mut environment = BTreeMap::new();
-    for (name, value) in args.env {
-        if let Some(_first) = environment.insert(name.clone(), value) {
-            return Err(Failure::new(Kind::InvalidArgument, format!("--env sets {name} twice")));
+    output.progress_in_place("");
+    ended?;
+    match sent.load(Ordering::Relaxed) {
+        0 => output.progress("the program is there already"),
+        bytes => output.progress(&format!(
+            "uploaded {} in {}",
+            units::show_size(bytes),
+            units::show_duration(begun.elapsed())
+        )),
+    }
+    Ok(())
+}
+
+fn uploaded(sent: u64, size: u64) -> String {
+    let percent = sent.saturating_mul(100) / size.max(1);
+    format!("uploading {} of {} ({percent} %)", units::show_size(sent), units::show_size(size))
+}
+
+/// Says what replacing `present` changes, and goes on only if that is wanted: by the
+/// command line, or by whoever is there to be asked.
+async fn agreed(present: &Spec, wanted: &Spec, replace: bool, output: &mut Output) -> Result<()> {
+    let (name, revision) = (&present.name, present.revision);
+    let differences = differences(present, wanted);
+    if replace {
+        output.note(&format!("{name} revision {revision} is replaced:"));
+        differences.iter().for_each(|line| output.note(&format!("  {line}")));
+        return Ok(());
+    }
+    if output.can_ask() {
+        output.note(&format!("{name} exists with another spec, revision {revision}:"));
+        differences.iter().for_each(|line| output.note(&format!("  {line}")));
+    }
+    match output.ask("Replace it?").await {
+        Some(true) => Ok(()),
+        Some(false) => Err(Failure::new(Kind::Conflict, format!("{name} was left as it is"))),
+        None => {
+            let sentence = format!("{name} exists with another spec, revision {revision}");
+            Err(Failure::new(Kind::Conflict, sentence)
+                .details(differences)
+                .hint("--replace stores this one as a new revision"))
         }
     }
-    let spec = proto::ServiceSpec {
-        name: args.name.to_string(),
-        artifact: program.map(|program| program.digest.to_string()).unwrap_or_default(),
-        arguments: args.arguments,
-        environment,
-        readiness: Some(proto::Readiness {
-            http_path: args.ready_path.unwrap_or_default(),
-            start_timeout_ms: millis(args.start_timeout) as u64,
-        }),
-        requirements: Some(proto::Requirements {
-            soft_rtt_ms: rtt("soft-rtt", args.soft_rtt)?,
-            hard_rtt_ms: rtt("hard-rtt", args.hard_rtt)?,
-        }),
-        resources: Some(proto::Resources {
-            cpu_millis: args.cpu.unwrap_or(0),
-            memory_bytes: args.memory.unwrap_or(0),
-        }),
-        idle_timeout_ms: millis(args.idle_timeout) as u64,
-        ..Default::default()
+}
+
+/// What the file and the arguments ask for, within bounds and with the defaults filled
+/// in. An argument counts more than the file.
+fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> Result<Spec> {
+    let usage = |sentence: String| Failure::new(Kind::InvalidArgument, sentence);
+    let mut spec: proto::ServiceSpec = match described {
+        Some(described) => described.spec.try_into()?,
+        None => proto::ServiceSpec::default(),
     };
+    (spec.revision, spec.service_hash) = (0, String::new());
+    spec.name = name(args.name, &spec.name)?;
+    if args.external {
+        spec.artifact = String::new();
+    } else if let Some(program) = program {
+        spec.artifact = program.digest.to_string();
+    } else if spec.artifact.is_empty() {
+        let sentence = "the file names no artifact: say what runs with --exec PATH, or --external";
+        return Err(usage(sentence.into()));
+    }
+    if !args.arguments.is_empty() {
+        spec.arguments = args.arguments;
+    }
+    let mut given = BTreeMap::new();
+    for (name, value) in args.env {
+        if let Some(_first) = given.insert(name.clone(), value) {
+            return Err(usage(format!("--env sets {name} twice")));
+        }
+    }
+    spec.environment.extend(given);
+    let rtt = |flag: &str, time: Duration| {
+        u32::try_from(time.as_millis()).map_err(|_| usage(format!("--{flag} is more than an hour")))
+    };
+    let requirements = spec.requirements.get_or_insert_default();
+    if let Some(time) = args.soft_rtt {
+        requirements.soft_rtt_ms = rtt("soft-rtt", time)?;
+    }
+    if let Some(time) = args.hard_rtt {
+        requirements.hard_rtt_ms = rtt("hard-rtt", time)?;
+    }
+    let resources = spec.resources.get_or_insert_default();
+    resources.cpu_millis = args.cpu.unwrap_or(resources.cpu_millis);
+    resources.memory_bytes = args.memory.unwrap_or(resources.memory_bytes);
+    let millis = |time: Duration| time.as_millis() as u64;
+    let readiness = spec.readiness.get_or_insert_default();
+    readiness.start_timeout_ms = args.start_timeout.map_or(readiness.start_timeout_ms, millis);
+    if let Some(path) = args.ready_path {
+        readiness.http_path = path;
+    }
+    spec.idle_timeout_ms = args.idle_timeout.map_or(spec.idle_timeout_ms, millis);
     Ok(Spec::try_from(spec)?)
 }
 
-fn conflict(present: &Spec, wanted: &Spec) -> Failure {
-    let sentence =
-        format!("{} exists with another spec, revision {}", present.name, present.revision);
-    Failure::new(Kind::Conflict, sentence)
-        .details(differences(present, wanted))
-        .hint("--replace stores this one as a new revision")
+/// The name given, or that of the file; not two different ones.
+fn name(given: Option<ServiceName>, of_the_file: &str) -> Result<String> {
+    let usage = |sentence: String| Err(Failure::new(Kind::InvalidArgument, sentence));
+    match given {
+        Some(given) if of_the_file.is_empty() || of_the_file == given.as_str() => {
+            Ok(given.to_string())
+        }
+        Some(given) => usage(format!("the file describes {of_the_file:?}, not {given}")),
+        None if of_the_file.is_empty() => usage("the file has no name: give one".into()),
+        None => Ok(of_the_file.to_owned()),
+    }
 }
 
 /// One line for each field that differs. What an environment variable is set to is not
