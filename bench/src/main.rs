@@ -7,9 +7,12 @@ use clap::Parser;
 use hello_world_server::Options;
 
 mod cold_start;
+mod daemons;
 mod discovery;
+mod idle;
 mod machine;
 mod stats;
+mod storm;
 
 /// Benchmarks of service-manager
 #[derive(Debug, Parser)]
@@ -19,6 +22,10 @@ enum Args {
     ColdStart(cold_start::Args),
     /// Finds in the DHT with a cold cache: first endpoint, miss, whole query, traffic
     Discovery(discovery::Args),
+    /// Ten daemons nobody asks for anything: memory, processor, traffic
+    Idle(idle::Args),
+    /// More calls of Allocate than an allocator has room for
+    Storm(storm::Args),
     /// The program that cold-start measures with
     #[command(hide = true, name = "demo-hello-world-server")]
     Demo {
@@ -29,10 +36,18 @@ enum Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = daemons::main() {
+        return code;
+    }
     let result = match Args::parse() {
         Args::Demo { arguments } => demo(arguments),
         Args::ColdStart(args) => runtime().block_on(cold_start::run(args)),
         Args::Discovery(args) => runtime().block_on(discovery::run(args)),
+        Args::Idle(args) => {
+            idle::isolate();
+            runtime().block_on(idle::run(args))
+        }
+        Args::Storm(args) => runtime().block_on(storm::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,9 +2,8 @@
 
 use std::{mem, net::SocketAddr, path::Path, sync::Arc};
 
-use anyhow::Context as _;
 use lca::{
-    Digest, PeerId, Requirements, Result,
+    PeerId, Requirements, Result,
     api::proto::{self, instances_client::InstancesClient, registry_client::RegistryClient},
     local,
 };
@@ -141,20 +140,7 @@ impl Cluster {
     /// # Errors
     /// What the registry says.
     pub async fn add(&self, service: &Service) -> anyhow::Result<proto::ServiceSpec> {
-        let mut registry = self.registry_client().await?;
-        let mut spec = service.spec.clone();
-        if let Some(program) = &service.program {
-            spec.artifact = Digest::of(program).to_string();
-            registry.put_artifact(futures::stream::iter(upload(&spec.artifact, program))).await?;
-        }
-        let present =
-            registry.get_service(proto::GetServiceRequest { name: spec.name.clone() }).await;
-        let if_revision =
-            present.ok().and_then(|present| Some(present.into_inner().spec?.revision));
-        let stored = registry
-            .put_service(proto::PutServiceRequest { spec: Some(spec), if_revision })
-            .await?;
-        stored.into_inner().spec.context("the registry answers with what it stored")
+        service.register(&mut self.registry_client().await?).await
     }
 
     /// GET through the first proxy.
@@ -366,12 +352,4 @@ impl Drop for Cluster {
         self.registry.crash();
         processes::kill_below(self.dir.path());
     }
-}
-
-fn upload(digest: &str, program: &[u8]) -> Vec<proto::PutArtifactRequest> {
-    use proto::put_artifact_request::Part;
-    let header = proto::ArtifactHeader { digest: digest.to_owned(), size: program.len() as u64 };
-    let chunks = program.chunks(512 << 10).map(|chunk| Part::Data(chunk.to_vec()));
-    let parts = std::iter::once(Part::Header(header)).chain(chunks);
-    parts.map(|part| proto::PutArtifactRequest { part: Some(part) }).collect()
 }

@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use lca::api::proto;
+use anyhow::Context as _;
+use lca::{
+    Digest,
+    api::proto::{self, registry_client::RegistryClient},
+};
+use tonic::transport::Channel;
 
 /// What to register.
 #[derive(Clone, Debug)]
@@ -71,12 +76,44 @@ impl Service {
         self
     }
 
+    /// Registers it, replacing what has its name, and returns what was stored.
+    ///
+    /// # Errors
+    /// What the registry says.
+    pub async fn register(
+        &self,
+        registry: &mut RegistryClient<Channel>,
+    ) -> anyhow::Result<proto::ServiceSpec> {
+        let mut spec = self.spec.clone();
+        if let Some(program) = &self.program {
+            spec.artifact = Digest::of(program).to_string();
+            registry.put_artifact(futures::stream::iter(upload(&spec.artifact, program))).await?;
+        }
+        let present =
+            registry.get_service(proto::GetServiceRequest { name: spec.name.clone() }).await;
+        let if_revision =
+            present.ok().and_then(|present| Some(present.into_inner().spec?.revision));
+        let stored = registry
+            .put_service(proto::PutServiceRequest { spec: Some(spec), if_revision })
+            .await?;
+        stored.into_inner().spec.context("the registry answers with what it stored")
+    }
+
     /// Not used by clients further away than so many milliseconds.
     #[must_use]
     pub fn hard_rtt_ms(mut self, ms: u32) -> Self {
         self.spec.requirements.get_or_insert_default().hard_rtt_ms = ms;
         self
     }
+}
+
+/// The parts of an upload.
+fn upload(digest: &str, program: &[u8]) -> Vec<proto::PutArtifactRequest> {
+    use proto::put_artifact_request::Part;
+    let header = proto::ArtifactHeader { digest: digest.to_owned(), size: program.len() as u64 };
+    let chunks = program.chunks(512 << 10).map(|chunk| Part::Data(chunk.to_vec()));
+    let parts = std::iter::once(Part::Header(header)).chain(chunks);
+    parts.map(|part| proto::PutArtifactRequest { part: Some(part) }).collect()
 }
 
 /// The demo program, built beside this test.
