@@ -65,7 +65,7 @@ impl Spawner {
         let kill = self.kill.clone();
         self.running.spawn(async move {
             let _whole = whole;
-            let finished = kill.run_until_cancelled(task).await.is_some();
+            let finished = run_unless(kill, task).await;
             if finished && !stop.is_cancelled() {
                 tracing::error!(task = name, "a task that should not end has ended; stopping");
             }
@@ -77,7 +77,7 @@ impl Spawner {
     pub fn spawn_short(&self, task: impl Future<Output = ()> + Send + 'static) {
         let kill = self.kill.clone();
         self.running.spawn(async move {
-            kill.run_until_cancelled(task).await;
+            run_unless(kill, task).await;
         });
     }
 
@@ -94,6 +94,17 @@ impl Spawner {
     /// Cancelled when the daemon should take no more work, for those who need a token.
     pub fn stop_token(&self) -> CancellationToken {
         self.stop.child_token()
+    }
+}
+
+/// Runs `task` to its end, true then, or drops it once `kill` is cancelled. Killed, it is not
+/// polled again: what dropped the daemon also asked it to stop, and a task must not begin
+/// to do that.
+async fn run_unless(kill: CancellationToken, task: impl Future<Output = ()>) -> bool {
+    tokio::select! {
+        biased;
+        () = kill.cancelled() => false,
+        () = task => true,
     }
 }
 
@@ -143,6 +154,20 @@ mod tests {
         let tasks = Tasks::default();
         tasks.spawner().spawn("panics", async { panic!("on purpose") });
         tasks.stopping().await;
+    }
+
+    #[tokio::test]
+    async fn a_dropped_daemon_does_not_begin_to_stop() {
+        let tasks = Tasks::default();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let stopping = tasks.stopping();
+        tasks.spawner().spawn("polite", async {
+            stopping.await;
+            let _told = begun.send(());
+        });
+        tokio::task::yield_now().await;
+        drop(tasks);
+        assert!(begins.await.is_err(), "it was dropped where it stood");
     }
 
     #[tokio::test]
