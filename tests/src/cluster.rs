@@ -24,6 +24,7 @@ pub struct Builder {
     allocators: usize,
     proxies: usize,
     instances_each: u32,
+    keep_instances: bool,
     requirements: Requirements,
     timing: Timing,
 }
@@ -36,6 +37,7 @@ pub struct Cluster {
     allocators: Vec<Slot<allocator::App>>,
     proxies: Vec<Slot<proxy::App>>,
     instances_each: u32,
+    keep_instances: bool,
     dir: TempDir,
 }
 
@@ -56,6 +58,12 @@ impl Builder {
     #[must_use]
     pub fn instances_each(self, instances_each: u32) -> Self {
         Self { instances_each, ..self }
+    }
+
+    /// Allocators leave their instances running, however they end.
+    #[must_use]
+    pub fn keep_instances(self) -> Self {
+        Self { keep_instances: true, ..self }
     }
 
     /// What the clients of this fleet require.
@@ -94,6 +102,7 @@ impl Builder {
             allocators: Vec::new(),
             proxies: Vec::new(),
             instances_each: self.instances_each,
+            keep_instances: self.keep_instances,
             dir,
         };
         for (n, settings) in allocators.into_iter().enumerate() {
@@ -115,6 +124,7 @@ impl Cluster {
             allocators: 1,
             proxies: 1,
             instances_each: 16,
+            keep_instances: false,
             requirements: Requirements::default(),
             timing: Timing::default(),
         }
@@ -229,6 +239,13 @@ impl Cluster {
         processes::kill_below(&self.allocators[n].settings.data_dir);
     }
 
+    /// Kills an allocator whose instances are kept; they run on. It listens where it did
+    /// when it is started again.
+    pub async fn kill_allocator(&mut self, n: usize) {
+        self.allocators[n].keep_ports();
+        self.allocators[n].crash_and_wait().await;
+    }
+
     /// Takes the registry away without a goodbye.
     pub async fn crash_registry(&mut self) {
         self.registry.crash_and_wait().await;
@@ -247,7 +264,7 @@ impl Cluster {
     /// # Errors
     /// If it does not start.
     pub async fn start_allocator(&mut self, n: usize) -> anyhow::Result<()> {
-        let instances = self.instances_each;
+        let (instances, keep_instances) = (self.instances_each, self.keep_instances);
         let slot = &mut self.allocators[n];
         slot.start(move |settings| async move {
             let mut allocator = lca_allocator::Config::new(settings.data_dir.join("allocator"));
@@ -259,7 +276,7 @@ impl Cluster {
                 settings,
                 allocator,
                 http: lca_proxy::Config::default(),
-                keep_instances: false,
+                keep_instances,
             };
             allocator::App::build(config, Arc::new(driver)).await
         })

@@ -9,4 +9,5 @@ mod faults;
 mod loss;
 mod network;
 mod requests;
+mod takeover;
 mod up;
