@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use lca::{Error, InstanceId, Kind, Result, ServiceName};
+use lca::{Error, InstanceId, Kind, PeerId, Result, ServiceName};
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -35,11 +35,15 @@ pub struct Launch {
     pub port: u16,
 }
 
-/// What a driver says of an instance that has just been started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a driver says of an instance that has just been started, and needs to know to
+/// take it over after a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Started {
     /// Its process id on this machine; 0 where the driver has none.
     pub pid: u32,
+    /// When the process began, in the kernel's own count since boot: with it a number
+    /// that was given out again is not taken for the same process.
+    pub start_time: u64,
 }
 
 /// How an instance ended.
@@ -49,7 +53,7 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// While nobody watched.
+    /// While nobody watched, or not as our child: how is not known.
     Unwatched,
 }
 
@@ -61,7 +65,7 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by signal {signal} ({name})"),
                 None => write!(f, "killed by signal {signal}"),
             },
-            Self::Unwatched => f.write_str("ended while nobody watched"),
+            Self::Unwatched => f.write_str("ended, its exit status is unknown"),
         }
     }
 }
@@ -115,6 +119,10 @@ pub type Output = BoxStream<'static, Result<Bytes>>;
 /// an instance has left behind.
 pub(crate) const INSTANCE_ENV: &str = "LCA_INSTANCE_ID";
 
+/// The variable that holds the id of the node that started an instance. By it a node knows
+/// its own after a crash, whatever it has forgotten.
+pub(crate) const NODE_ENV: &str = "LCA_NODE";
+
 /// Largest piece of an [`Output`]: what `LogChunk` may carry.
 pub const MAX_CHUNK: usize = 64 << 10;
 
@@ -136,6 +144,22 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// [`Kind::StartFailed`] with the reason if it cannot be
     /// executed; nothing of it is left then.
     async fn start(&self, launch: Launch) -> Result<Started>;
+
+    /// Takes over an instance that an earlier run started. True if it runs: it is held
+    /// from now on as if it had been started here, except that how it ends may stay
+    /// unknown. False if it has ended: it is held as an ended one, with what is left of
+    /// its output. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if nothing of it is left here; [`Kind::Conflict`] if it is held.
+    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool>;
+
+    /// Ends by force what says that `node` started it and does not run as a held
+    /// instance, and removes what is left of instances that are not held. What other
+    /// nodes started is named in the log and left alone. To be called after
+    /// [`adopt`](Self::adopt) and before [`start`](Self::start): one that is just being
+    /// started is not held yet.
+    async fn sweep(&self, node: PeerId);
 
     /// Resolves when the instance has ended, for whatever reason, with everything that
     /// belongs to it. Resolves at once if it had ended before. Cancel safe.

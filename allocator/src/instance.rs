@@ -18,7 +18,8 @@ use tracing::Instrument as _;
 
 use crate::{
     OpenFront,
-    driver::last_lines,
+    driver::{Started, last_lines},
+    ledger::{Page, Phase, Record, Written, wall_ms},
     lifecycle::{Action, Event, State, step},
     outside::Door,
     port::Port,
@@ -27,27 +28,36 @@ use crate::{
 };
 
 /// Output lines kept of an instance that failed.
-const LAST_LINES: usize = 10;
+pub(crate) const LAST_LINES: usize = 10;
+/// Ready for so long, an instance that dies was no failed start: a program that crashes at
+/// its first request would else be started at the speed of requests.
+pub(crate) const STEADY: Duration = Duration::from_secs(10);
 /// What got SIGKILL and is still there after this is stuck in the kernel.
 pub(crate) const STUCK: Duration = Duration::from_secs(10);
 
-/// Runs an admitted instance in a task of its own.
-pub(crate) fn run(supervisor: Arc<Supervisor>, entry: Arc<Entry>) {
+/// Runs an admitted instance in a task of its own. Nothing is executed before `noted`, the
+/// call that asked for it, is on its way to the disk.
+pub(crate) fn run(supervisor: Arc<Supervisor>, entry: Arc<Entry>, noted: Written) {
     let spawner = supervisor.spawner.clone();
-    let mut owner = Owner {
-        supervisor,
-        entry,
-        state: State::Pending,
-        reason: String::new(),
-        error: None,
-        steps: Vec::new(),
-        program: None,
-        port: None,
-        front: None,
-        door: None,
-    };
+    let mut owner = Owner::new(supervisor, entry);
+    // Written while the artifact is looked for: a start that a crash cuts off is known.
+    let page = owner.remember(Phase::Live);
+    owner.unwritten = vec![noted, page];
     // Its lines say which request it was started for, and by whom, to its end.
-    spawner.spawn_short(async move { owner.live().await }.in_current_span());
+    spawner.spawn_short(async move { owner.live(Event::Begun).await }.in_current_span());
+}
+
+/// Goes on with an instance that runs already, as `record` has it.
+pub(crate) fn resume(supervisor: Arc<Supervisor>, entry: Arc<Entry>, record: Record) {
+    let spawner = supervisor.spawner.clone();
+    let mut owner = Owner::new(supervisor, entry);
+    owner.started = record.started;
+    owner.port = record.port.map(|port| owner.supervisor.ports.claim(port));
+    owner.known_front = record.front;
+    if record.phase == Phase::Ending {
+        owner.reason = record.reason;
+    }
+    spawner.spawn_short(async move { owner.live(Event::TakenOver).await }.in_current_span());
 }
 
 /// An instance, with everything that is undone when it ends.
@@ -61,12 +71,45 @@ struct Owner {
     program: Option<PathBuf>,
     port: Option<Port>,
     front: Option<OpenFront>,
+    /// The port of the front that an instance was told of which was taken over.
+    known_front: Option<u16>,
     door: Option<Arc<dyn Door>>,
+    /// The process; its default before it was started.
+    started: Started,
+    page: Page,
+    /// What must be on its way to the disk before anything is executed.
+    unwritten: Vec<Written>,
+    /// Since when it takes requests.
+    ready: Option<Instant>,
+    /// It runs on, for the next run of this allocator to take over.
+    left: bool,
 }
 
 impl Owner {
-    async fn live(&mut self) {
-        let mut event = Event::Begun;
+    fn new(supervisor: Arc<Supervisor>, entry: Arc<Entry>) -> Self {
+        let page = supervisor.ledger.page();
+        Self {
+            supervisor,
+            entry,
+            state: State::Pending,
+            reason: String::new(),
+            error: None,
+            steps: Vec::new(),
+            program: None,
+            port: None,
+            front: None,
+            known_front: None,
+            door: None,
+            started: Started::default(),
+            page,
+            unwritten: Vec::new(),
+            ready: None,
+            left: false,
+        }
+    }
+
+    async fn live(&mut self, first: Event) {
+        let mut event = first;
         loop {
             let (next, actions) = step(self.state, event);
             for action in actions {
@@ -92,7 +135,7 @@ impl Owner {
             State::Starting => tokio::select! {
                 biased;
                 () = entry.asked(Ask::Release) => Event::Asked,
-                event = self.start() => event,
+                event = self.begin() => event,
             },
             State::Ready => self.serve().await,
             State::Draining => self.drain().await,
@@ -100,8 +143,13 @@ impl Owner {
             State::Pending | State::Stopped | State::Failed => Event::Begun,
         };
         if event == Event::Asked && self.reason.is_empty() {
-            let stopping = *entry.ask.borrow() == Ask::Stop;
-            self.reason = if stopping { "the allocator stops" } else { "released" }.to_owned();
+            let asked = *entry.ask.borrow();
+            self.reason = match asked {
+                Ask::Stop => "the allocator stops",
+                Ask::Leave => "left running by an allocator that stops",
+                Ask::Live | Ask::Release => "released",
+            }
+            .to_owned();
         }
         event
     }
@@ -145,10 +193,14 @@ impl Owner {
     fn enter(&mut self, state: State) {
         self.state = state;
         self.publish();
-        let Entry { id, spec, hash, .. } = &*self.entry;
+        if state == State::Draining && *self.entry.ask.borrow() != Ask::Leave {
+            // A crash while it drains must not bring it back to life.
+            drop(self.remember(Phase::Ending));
+        }
+        let Entry { id, spec, .. } = &*self.entry;
         match state {
             State::Ready => {
-                self.supervisor.lock().failures.clear(*hash);
+                self.ready = Some(Instant::now());
                 let took = self.entry.admitted.elapsed();
                 tracing::info!(service = %spec.name, instance = %id, ?took, "instance ready");
             }
@@ -166,8 +218,8 @@ impl Owner {
             if let Some(error) = self.error.take() {
                 let error = error.output(output.iter().cloned());
                 let now = Instant::now();
-                self.error = Some(match self.state {
-                    State::Ready => error,
+                self.error = Some(match self.ready {
+                    Some(ready) if now >= ready + STEADY => error,
                     _ => supervisor.lock().failures.record(entry.hash, error, now),
                 });
             }
@@ -181,12 +233,34 @@ impl Owner {
         }
         entry.view.send_modify(|view| view.output = output);
         self.state = state;
+        if !self.left {
+            let phase = if state == State::Failed { Phase::Failed } else { Phase::Stopped };
+            self.remember(phase).done().await;
+        }
         self.let_go();
         let forgotten = self.supervisor.lock().table.end(self.entry.id);
         self.publish();
         if let Some(forgotten) = forgotten {
-            self.supervisor.driver.forget(forgotten).await;
+            self.supervisor.forget(forgotten).await;
         }
+    }
+
+    /// Has written down where it stands; a restart finds it so.
+    fn remember(&mut self, phase: Phase) -> Written {
+        let ended = matches!(phase, Phase::Stopped | Phase::Failed);
+        let record = Record {
+            instance: self.entry.id,
+            spec: self.entry.spec.clone(),
+            phase,
+            admitted_ms: wall_ms(self.entry.admitted),
+            ended_ms: if ended { wall_ms(Instant::now()) } else { 0 },
+            port: self.port.as_ref().map(Port::number),
+            front: self.front.as_ref().map(|front| front.address.port()).or(self.known_front),
+            started: self.started,
+            reason: self.reason.clone(),
+            output: self.entry.view.borrow().output.clone(),
+        };
+        self.page.write(record)
     }
 
     fn let_go(&mut self) {

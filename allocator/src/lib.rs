@@ -11,6 +11,7 @@ pub mod announce;
 pub mod driver;
 mod failures;
 mod instance;
+mod ledger;
 mod lifecycle;
 mod outside;
 mod port;
@@ -19,6 +20,7 @@ mod requests;
 mod service;
 mod supervisor;
 mod table;
+mod takeover;
 mod told;
 
 use std::{any::Any, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -39,6 +41,7 @@ pub use driver::Driver;
 pub use told::Told;
 
 use crate::{
+    ledger::{Ledger, Left},
     outside::{Catalog, Gate, real},
     supervisor::Supervisor,
 };
@@ -46,12 +49,14 @@ use crate::{
 /// How an allocator behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Artifacts are kept in `artifacts` in it.
+    /// Artifacts are kept in `artifacts` in it, what must outlive a crash in `state`.
     pub data_dir: PathBuf,
     /// What instances may take together.
     pub capacity: Capacity,
     /// What instances are told.
     pub told: Told,
+    /// A stop leaves ready instances running, for the next start to take over.
+    pub keep_instances: bool,
     /// Starts at the same time; more are refused rather than queued.
     pub max_starting: usize,
     /// Deadlines.
@@ -110,6 +115,7 @@ impl Config {
             data_dir,
             capacity: Capacity::of_this_machine(),
             told: Told::default(),
+            keep_instances: false,
             max_starting: cores * Self::STARTS_PER_CORE,
             timing: Timing::default(),
         }
@@ -119,11 +125,17 @@ impl Config {
 /// Gives each instance a front of its own, so that a call it makes is known to be its.
 #[async_trait]
 pub trait Fronts: fmt::Debug + Send + Sync + 'static {
-    /// Opens one on loopback. Cancel safe.
+    /// Opens one on loopback, on `port` if one is given: an instance that was taken over
+    /// knows where its front is. Cancel safe.
     ///
     /// # Errors
-    /// If no port can be bound.
-    async fn open(&self, service: &ServiceName, instance: InstanceId) -> Result<OpenFront>;
+    /// If the port, or any, cannot be bound.
+    async fn open(
+        &self,
+        service: &ServiceName,
+        instance: InstanceId,
+        port: Option<u16>,
+    ) -> Result<OpenFront>;
 }
 
 /// The front of one instance.
@@ -169,31 +181,35 @@ struct Parts {
     gate: Arc<dyn Gate>,
     fronts: Option<Arc<dyn Fronts>>,
     discovery: Arc<dyn Discovery>,
+    ledger: Ledger,
 }
 
 impl Allocator {
-    /// Starts with no instance. It lives until the daemon stops.
+    /// Starts with the instances that an earlier run left, if any: they take requests as
+    /// soon as they have answered once. It lives until the daemon stops.
     ///
     /// # Errors
-    /// If the artifacts' folder cannot be used; nothing is running then.
+    /// If a folder of it cannot be used; nothing was started then.
     pub async fn start(
         config: Config,
         collaborators: Collaborators,
         spawner: &Spawner,
     ) -> Result<Self> {
         let Collaborators { driver, specs, discovery, ingress, fronts } = collaborators;
-        let dir = config.data_dir.join("artifacts");
-        let opened = tokio::task::spawn_blocking(move || artifact::Store::open(&dir)).await;
-        let store = opened.map_err(|error| {
-            Error::new(Kind::Internal, "opening the artifacts was cut short").because(error)
+        let (artifacts, state) = (config.data_dir.join("artifacts"), config.data_dir.join("state"));
+        let opened = tokio::task::spawn_blocking(move || {
+            Ok::<_, Error>((artifact::Store::open(&artifacts)?, Ledger::open(&state)?))
+        });
+        let (store, (ledger, left)) = opened.await.map_err(|error| {
+            Error::new(Kind::Internal, "opening the data folder was cut short").because(error)
         })??;
         let catalog = Arc::new(real::Shelf { specs, store });
-        let parts = Parts { driver, catalog, gate: Arc::new(ingress), fronts, discovery };
-        Ok(Self::build(config, parts, spawner))
+        let parts = Parts { driver, catalog, gate: Arc::new(ingress), fronts, discovery, ledger };
+        Ok(Self::build(config, parts, left, spawner).await)
     }
 
-    fn build(config: Config, parts: Parts, spawner: &Spawner) -> Self {
-        let Parts { driver, catalog, gate, fronts, discovery } = parts;
+    async fn build(config: Config, parts: Parts, left: Left, spawner: &Spawner) -> Self {
+        let Parts { driver, catalog, gate, fronts, discovery, ledger } = parts;
         let supervisor = Arc::new(Supervisor {
             config,
             driver,
@@ -202,10 +218,12 @@ impl Allocator {
             fronts,
             discovery: discovery.clone(),
             spawner: spawner.clone(),
+            ledger,
             ports: Default::default(),
             changed: Default::default(),
             books: Default::default(),
         });
+        takeover::take_over(&supervisor, left).await;
         let served = supervisor.clone();
         spawner.spawn(
             "announcements",
@@ -235,8 +253,8 @@ impl Allocator {
         InstancesServer::new(self.clone())
     }
 
-    /// Takes no more work and stops every instance, politely, then by force; takes
-    /// [`Timing::stop_within`] at most. Happens by itself when the daemon stops; may be
+    /// Takes no more work and stops every instance, politely, then by force, unless the
+    /// configuration says that they are kept; takes [`Timing::stop_within`] at most. Happens by itself when the daemon stops; may be
     /// called twice.
     pub async fn shutdown(&self) {
         self.supervisor.shutdown().await;

@@ -11,6 +11,10 @@
 //!                                         └──► Draining (Asked)
 //! ```
 //!
+//! An instance that was taken over goes from Pending to Starting at once (`TakenOver`); one
+//! that is left running for the next allocator goes from Draining to Stopped without
+//! being stopped (`Left`).
+//!
 //! Every state has a deadline, which arrives as `Failed` (Fetching, Starting) or
 //! `Drained` (Draining). Only Ready has none: there, [`Event::Idle`] is the deadline. The
 //! actions of a step are done before its state is seen by others.
@@ -67,6 +71,8 @@ impl From<State> for InstanceState {
 pub(crate) enum Event {
     /// The owner took it up.
     Begun,
+    /// The owner took up one that runs already.
+    TakenOver,
     /// The artifact is here.
     Fetched,
     /// It answered like a ready one.
@@ -81,6 +87,8 @@ pub(crate) enum Event {
     Asked,
     /// No request is open any more, or draining took too long.
     Drained,
+    /// As `Drained`, and the program is to run on.
+    Left,
 }
 
 /// What the owner does at a step.
@@ -104,6 +112,7 @@ pub(crate) const fn step(state: State, event: Event) -> (State, &'static [Action
     use Action::{Close, Kill, Open, Refuse, Terminate};
     match (state, event) {
         (State::Pending, Event::Begun) => (State::Fetching, &[]),
+        (State::Pending, Event::TakenOver) => (State::Starting, &[]),
         (State::Fetching, Event::Fetched) => (State::Starting, &[]),
         (State::Fetching, Event::Failed) => (State::Failed, &[]),
         (State::Pending | State::Fetching, Event::Asked) => (State::Stopped, &[]),
@@ -114,6 +123,7 @@ pub(crate) const fn step(state: State, event: Event) -> (State, &'static [Action
         (State::Ready, Event::Exited) => (State::Failed, &[Close, Kill]),
         // Requests that outlived the drain are reset before the program sees SIGTERM.
         (State::Draining, Event::Drained) => (State::Stopped, &[Close, Terminate]),
+        (State::Draining, Event::Left) => (State::Stopped, &[Close]),
         (State::Draining, Event::Exited) => (State::Stopped, &[Close, Kill]),
         (state, _) => (state, &[]),
     }
@@ -125,8 +135,9 @@ mod tests {
 
     use super::*;
 
-    const EVENTS: [Event; 8] = [
+    const EVENTS: [Event; 10] = [
         Event::Begun,
+        Event::TakenOver,
         Event::Fetched,
         Event::Answered,
         Event::Failed,
@@ -134,6 +145,7 @@ mod tests {
         Event::Idle,
         Event::Asked,
         Event::Drained,
+        Event::Left,
     ];
 
     #[test]
@@ -175,6 +187,9 @@ mod tests {
                         Action::Close => open = false,
                         Action::Terminate | Action::Kill => { prop_assert!(!open); may_run = false; }
                     }
+                }
+                if event == Event::Left && next.is_ended() {
+                    may_run = false; // somebody else's from now on
                 }
                 may_run |= next == State::Starting;
                 prop_assert!(next != State::Ready || open);

@@ -52,6 +52,12 @@ impl Ports {
         Err(Error::new(Kind::NoCapacity, "this machine has no free port"))
     }
 
+    /// Takes the port that an instance has already, so that no other is given it.
+    pub(crate) fn claim(&self, number: u16) -> Port {
+        self.lock().insert(number);
+        Port { number, socket: None, ports: self.clone() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashSet<u16>> {
         // Nothing panics while holding it.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)

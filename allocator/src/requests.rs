@@ -12,10 +12,10 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 /// How long an id is good for, as the proto promises.
-const KEPT: Duration = Duration::from_secs(600);
+pub(crate) const KEPT: Duration = Duration::from_secs(600);
 /// Calls remembered; the least recent makes room. One a second for ten minutes from
 /// every one of sixteen managers.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+pub(crate) const REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 /// Whether an instance that exists will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

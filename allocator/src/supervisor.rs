@@ -11,7 +11,7 @@ use std::{
 
 use futures::future::join_all;
 use lca::{
-    Error, InstancePrefix, Kind, RequestId, Result, Spec,
+    Error, InstanceId, InstancePrefix, Kind, RequestId, Result, Spec,
     api::{self, Caller, proto},
     discovery::Discovery,
     shutdown::Spawner,
@@ -26,6 +26,7 @@ use crate::{
     driver::Driver,
     failures::Failures,
     instance,
+    ledger::{Call, Ledger, wall_ms},
     lifecycle::State,
     outside::{Catalog, Gate},
     port::Ports,
@@ -47,6 +48,7 @@ pub(crate) struct Supervisor {
     pub(crate) fronts: Option<Arc<dyn Fronts>>,
     pub(crate) discovery: Arc<dyn Discovery>,
     pub(crate) spawner: Spawner,
+    pub(crate) ledger: Ledger,
     pub(crate) ports: Ports,
     /// Told when what is served may have changed.
     pub(crate) changed: Arc<Notify>,
@@ -92,11 +94,21 @@ impl Supervisor {
         let since = Instant::now();
         let decided =
             self.lock().decide(&self.config, caller, &request_id, &wanted, spec, since)?;
+        let (Decided::Join(entry) | Decided::Start(entry) | Decided::Known(entry)) = &decided;
+        let call =
+            Call { caller, id: request_id, wanted, instance: entry.id, at_ms: wall_ms(since) };
         match decided {
-            Decided::Join(entry) => joined(entry, steps).await,
+            Decided::Known(entry) => joined(entry, steps).await,
+            Decided::Join(entry) => {
+                let noted = self.ledger.note(call).done();
+                let (joined, ()) = tokio::join!(joined(entry, steps), noted);
+                joined
+            }
             Decided::Start(entry) => {
                 steps.push(api::step("admit", since, ""));
-                instance::run(self.clone(), entry.clone());
+                // The owner waits for it before anything runs.
+                let noted = self.ledger.note(call);
+                instance::run(self.clone(), entry.clone(), noted);
                 let view = when_ready(&entry).await?;
                 steps.extend(view.steps);
                 Ok(Allocated { entry, joined: false, steps })
@@ -137,7 +149,14 @@ impl Supervisor {
         Ok(entry)
     }
 
-    /// Takes no more work and stops every instance, politely, then by force.
+    /// Forgets an ended instance, with its output.
+    pub(crate) async fn forget(&self, id: InstanceId) {
+        self.ledger.forget(id).done().await;
+        self.driver.forget(id).await;
+    }
+
+    /// Takes no more work and stops every instance, politely, then by force. With
+    /// `keep_instances` those that are ready are only closed to requests, and run on.
     pub(crate) async fn shutdown(&self) {
         let live: Vec<_> = {
             let mut books = self.lock();
@@ -145,7 +164,8 @@ impl Supervisor {
             books.table.live().cloned().collect()
         };
         let ends = live.iter().map(async |entry| {
-            entry.ask(Ask::Stop);
+            let leave = self.config.keep_instances && entry.state() == State::Ready;
+            entry.ask(if leave { Ask::Leave } else { Ask::Stop });
             entry.when(State::is_ended).await
         });
         let within = self.config.timing.stop_within();
@@ -163,6 +183,8 @@ impl Supervisor {
 
 /// What is done about a wish.
 enum Decided {
+    /// The same call came before.
+    Known(Arc<Entry>),
     Join(Arc<Entry>),
     Start(Arc<Entry>),
 }
@@ -204,7 +226,7 @@ impl Books {
         }
         // Another call with this id may have come first.
         if let Some(entry) = self.earlier(caller, id, wanted)? {
-            return Ok(Decided::Join(entry));
+            return Ok(Decided::Known(entry));
         }
         let joinable = match wanted.mode {
             Mode::Ensure => self.table.joinable(wanted.hash).cloned(),
@@ -214,7 +236,7 @@ impl Books {
             Some(entry) => Decided::Join(entry),
             None => Decided::Start(self.admit(config, wanted, spec, now)?),
         };
-        let (Decided::Join(entry) | Decided::Start(entry)) = &decided;
+        let (Decided::Join(entry) | Decided::Start(entry) | Decided::Known(entry)) = &decided;
         self.requests.record(caller, id, wanted.clone(), entry.id, now);
         Ok(decided)
     }

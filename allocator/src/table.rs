@@ -23,6 +23,9 @@ const REMEMBERED: usize = 100;
 pub(crate) enum Ask {
     /// Go on.
     Live,
+    /// Take no more requests, and leave the program running: the allocator stops and
+    /// keeps its instances.
+    Leave,
     /// End, with all the time that draining takes.
     Release,
     /// End within seconds: the allocator stops.
@@ -57,6 +60,16 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(spec: Spec, hash: ServiceHash, now: Instant) -> Self {
+        Self::made(InstanceId::random(), spec, hash, now)
+    }
+
+    /// One that an earlier run admitted.
+    pub(crate) fn restored(id: InstanceId, spec: Spec, admitted: Instant) -> Self {
+        let hash = spec.hash();
+        Self::made(id, spec, hash, admitted)
+    }
+
+    fn made(id: InstanceId, spec: Spec, hash: ServiceHash, now: Instant) -> Self {
         let view = View {
             state: State::Pending,
             reason: String::new(),
@@ -66,7 +79,7 @@ impl Entry {
             pid: 0,
         };
         Self {
-            id: InstanceId::random(),
+            id,
             spec,
             hash,
             admitted: now,
@@ -106,6 +119,13 @@ impl Entry {
         let mut asked = self.ask.subscribe();
         // Cannot fail: the sender is ours.
         drop(asked.wait_for(|asked| *asked >= ask).await);
+    }
+
+    /// Resolves once it is to end, or to be left, because the allocator stops.
+    pub(crate) async fn hurried(&self) {
+        let mut asked = self.ask.subscribe();
+        // Cannot fail: the sender is ours.
+        drop(asked.wait_for(|asked| matches!(asked, Ask::Leave | Ask::Stop)).await);
     }
 
     /// Resolves once its state is `reached`.

@@ -3,5 +3,6 @@
 
 mod policy;
 mod real;
+mod takeover;
 mod twins;
 mod whole;

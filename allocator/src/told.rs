@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use lca::{InstanceId, Spec, config::BOOTSTRAPS_ENV};
+use lca::{InstanceId, PeerId, Spec, config::BOOTSTRAPS_ENV};
 
-use crate::driver::{INSTANCE_ENV, Launch};
+use crate::driver::{INSTANCE_ENV, Launch, NODE_ENV};
 
 /// What every instance of an allocator is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,9 +15,11 @@ pub struct Told {
     pub bootstraps: Vec<String>,
 }
 
-/// Everything needed to start an instance. `front` is where it can call other services.
+/// Everything needed to start an instance. `node` is who starts it, `front` where it can
+/// call other services.
 pub(crate) fn launch(
     told: &Told,
+    node: PeerId,
     spec: &Spec,
     id: InstanceId,
     program: PathBuf,
@@ -28,6 +30,7 @@ pub(crate) fn launch(
         ("SERVICE_PORT".to_owned(), port.to_string()),
         ("LCA_SERVICE".to_owned(), spec.name.to_string()),
         (INSTANCE_ENV.to_owned(), id.to_string()),
+        (NODE_ENV.to_owned(), node.to_string()),
     ]);
     if let Some(front) = front {
         world.insert("PROXY_IP".to_owned(), front.ip().to_string());
@@ -83,10 +86,12 @@ mod tests {
         let id = InstanceId::random();
         let told = Told { bootstraps: vec!["/ip4/1.2.3.4/tcp/1/p2p/a".into(), "b".into()] };
         let front = "127.0.0.1:99".parse().unwrap();
-        let launch = launch(&told, &spec, id, "/bin/true".into(), 4242, Some(front));
+        let node = PeerId::from_public_key([5; 32]);
+        let launch = launch(&told, node, &spec, id, "/bin/true".into(), 4242, Some(front));
         assert_eq!(launch.arguments, ["--port=4242", "hello-${HOME}${"]);
         let expected = [
             ("LCA_INSTANCE_ID", id.to_string()),
+            ("LCA_NODE", node.to_string()),
             ("LCA_SERVICE", "hello".into()),
             ("MODE", "fast".into()),
             ("P2P_BOOTSTRAPS", "/ip4/1.2.3.4/tcp/1/p2p/a b".into()),

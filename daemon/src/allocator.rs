@@ -41,13 +41,19 @@ pub struct App {
 }
 
 /// The instances of an allocator that is up. Dropping it kills those that still run:
-/// whoever drops a daemon, or does not wait for its [`drain`](App::drain), leaves none.
+/// whoever drops a daemon, or does not wait for its [`drain`](App::drain), leaves none,
+/// unless they are to be kept.
 #[derive(Debug)]
-struct Instances(Allocator);
+struct Instances {
+    allocator: Allocator,
+    keep: bool,
+}
 
 impl Drop for Instances {
     fn drop(&mut self) {
-        self.0.kill_all();
+        if !self.keep {
+            self.allocator.kill_all();
+        }
     }
 }
 
@@ -55,7 +61,7 @@ impl App {
     /// Binds every socket, then starts.
     ///
     /// # Errors
-    /// If a port is taken or the data folder cannot be used; nothing is running then.
+    /// If a port is taken or the data folder cannot be used; nothing was started then.
     pub async fn build(config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
         let dir = DataDir::take(&config.settings.data_dir).await?;
         Self::build_in(dir, config, driver).await
@@ -73,7 +79,8 @@ impl App {
     }
 
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, http, keep_instances: _ } = config;
+        let Config { settings, mut allocator, http, keep_instances: keep } = config;
+        allocator.keep_instances = keep;
         let base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
         let ingress = Ingress::new(lca_ingress::Config::default());
@@ -104,7 +111,7 @@ impl App {
             .add_service(base.manager.specs_server())
             .add_service(allocator.allocator_server())
             .add_service(allocator.instances_server());
-        let instances = Instances(allocator);
+        let instances = Instances { allocator, keep };
         let handlers = Handlers { grpc, http: Some(Arc::new(ingress)) };
         let running = base.serve(handlers, local, None).await?;
         Ok(Self { running, instances })
@@ -129,12 +136,13 @@ impl App {
         self.running.failed().await;
     }
 
-    /// Stops every instance, then the rest. True if nothing had to be forced. What runs
+    /// Stops every instance, or leaves the ready ones if they are to be kept, then stops
+    /// the rest. True if nothing had to be forced. What runs
     /// is killed if this is dropped before its end.
     pub async fn drain(self) -> bool {
         let Self { running, instances } = self;
         running.leave();
-        instances.0.shutdown().await;
+        instances.allocator.shutdown().await;
         running.drain().await
     }
 }
@@ -150,8 +158,13 @@ struct InstanceFronts {
 
 #[async_trait]
 impl Fronts for InstanceFronts {
-    async fn open(&self, service: &ServiceName, instance: InstanceId) -> Result<OpenFront> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    async fn open(
+        &self,
+        service: &ServiceName,
+        instance: InstanceId,
+        port: Option<u16>,
+    ) -> Result<OpenFront> {
+        let any = SocketAddr::from(([127, 0, 0, 1], port.unwrap_or(0)));
         let front = Front::bind(any, self.http, self.manager.clone(), self.node.clone()).await?;
         let address = front.address();
         let stop = CancellationToken::new();

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, stream};
-use lca::{Error, InstanceId, Kind, Result, ServiceName};
+use lca::{Error, InstanceId, Kind, PeerId, Result, ServiceName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -67,6 +67,8 @@ pub(crate) struct Fake {
 struct State {
     behaviours: HashMap<ServiceName, Behaviour>,
     held: HashMap<InstanceId, Held>,
+    /// What there was when the allocator crashed.
+    left: HashMap<InstanceId, Held>,
     launches: Vec<Launch>,
     /// Nothing is started any more.
     killed: bool,
@@ -74,6 +76,7 @@ struct State {
 
 #[derive(Clone, Debug)]
 struct Held {
+    started: Started,
     behaviour: Behaviour,
     /// `None` while it runs.
     exit: Arc<watch::Sender<Option<Exit>>>,
@@ -107,7 +110,27 @@ impl Fake {
 
     /// How many instances run.
     pub(crate) fn running(&self) -> usize {
-        self.lock().held.values().filter(|held| held.exit.borrow().is_none()).count()
+        let state = self.lock();
+        state
+            .held
+            .values()
+            .chain(state.left.values())
+            .filter(|held| held.exit.borrow().is_none())
+            .count()
+    }
+
+    /// Forgets everything, as a crash of the allocator does. What runs goes on.
+    pub(crate) fn lose_memory(&self) {
+        let mut state = self.lock();
+        let held: Vec<_> = state.held.drain().collect();
+        state.left.extend(held);
+    }
+
+    /// Ends an instance that nobody watches.
+    pub(crate) fn crash_unwatched(&self, id: InstanceId) {
+        if let Some(held) = self.lock().left.get(&id) {
+            held.end(Exit::Unwatched);
+        }
     }
 
     /// Ends an instance as if by itself.
@@ -144,12 +167,33 @@ impl Driver for Fake {
         if let Some(reason) = behaviour.refuses {
             return Err(Error::new(Kind::StartFailed, reason));
         }
-        let held = Held { behaviour, exit: Arc::new(watch::Sender::new(None)) };
+        let count = state.launches.len() as u32 + 1;
+        let started = Started { pid: FIRST_PID + count, start_time: count.into() };
+        let held = Held { started, behaviour, exit: Arc::new(watch::Sender::new(None)) };
         state.held.insert(launch.id, held.clone());
         state.launches.push(launch.clone());
-        let pid = FIRST_PID + state.launches.len() as u32;
         tokio::spawn(live(held, SocketAddr::from((Ipv4Addr::LOCALHOST, launch.port))));
-        Ok(Started { pid })
+        Ok(started)
+    }
+
+    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool> {
+        let mut state = self.lock();
+        if state.held.contains_key(&id) {
+            return Err(Error::new(Kind::Conflict, "it is held"));
+        }
+        let left = state.left.get(&id).filter(|held| held.started == started).cloned();
+        let Some(held) = left else {
+            return Err(Error::new(Kind::NotFound, "nothing is left of it"));
+        };
+        state.left.remove(&id);
+        let runs = held.exit.borrow().is_none();
+        state.held.insert(id, held);
+        Ok(runs)
+    }
+
+    async fn sweep(&self, _: PeerId) {
+        let left: Vec<_> = self.lock().left.drain().collect();
+        left.iter().for_each(|(_, held)| held.end(Exit::Signal(9)));
     }
 
     async fn wait(&self, id: InstanceId) -> Result<Exit> {
@@ -249,6 +293,36 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::driver::suite::{self, Program};
+
+    #[tokio::test]
+    async fn the_fake_takes_over() {
+        let fake = Fake::default();
+        let launch = || {
+            let id = InstanceId::random();
+            let service: ServiceName = format!("fake-{}", id.short()).parse().unwrap();
+            let output = suite::OUTPUT.into();
+            fake.behave(
+                &service,
+                Behaviour { output, listens_after: None, ..Behaviour::default() },
+            );
+            Launch {
+                id,
+                service,
+                program: "/dev/null".into(),
+                arguments: Vec::new(),
+                environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
+                port: 1,
+            }
+        };
+        let crash = || {
+            fake.lose_memory();
+            fake.clone()
+        };
+        suite::takes_over(&fake, crash, [launch(), launch()]).await;
+        assert_eq!(fake.running(), 1, "one was not taken over");
+        fake.sweep(PeerId::from_public_key([1; 32])).await;
+        assert_eq!(fake.running(), 0);
+    }
 
     #[tokio::test]
     async fn the_fake_passes_the_suite() {

@@ -14,13 +14,14 @@
 //! The invariant: a signal is sent to a group only while its leader has not been
 //! reaped, so never to a stranger that got the same number.
 
+mod leader;
 mod output;
 mod spawn;
 mod sweep;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -31,7 +32,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use lca::{Error, InstanceId, Kind, Result};
+use lca::{Error, InstanceId, Kind, PeerId, Result};
 use rustix::{
     fs::{FlockOperation, flock},
     process::Signal,
@@ -39,7 +40,10 @@ use rustix::{
 use tokio::time::{sleep, timeout};
 
 use self::{
+    leader::Leader,
+    output::Output as Written,
     spawn::Prepared,
+    sweep::Belongs,
     watch::{Held, Life},
 };
 use super::{Begin, Driver, Exit, Launch, Output, Started, Stats, killed};
@@ -55,6 +59,8 @@ const BUSY_TRIES: u32 = 250;
 const KILLED_WITHIN: Duration = Duration::from_millis(200);
 /// How often it looks.
 const KILLED_LOOK: Duration = Duration::from_millis(1);
+/// Processes of other nodes that are named one by one in the log.
+const STRANGERS_NAMED: usize = 8;
 /// How often a follower looks for more output: at a person's pace.
 const FOLLOW: Duration = Duration::from_millis(100);
 /// How long a line that is being written may take to be finished before it is shown as
@@ -84,8 +90,8 @@ struct Books {
 }
 
 impl Process {
-    /// Uses `dir`, made if missing, for the instances' folders. What a crashed
-    /// predecessor left running there is killed and removed. Blocks.
+    /// Uses `dir`, made if missing, for the instances' folders. What an earlier run left
+    /// there stays until it is [adopted](Driver::adopt) or [swept](Driver::sweep). Blocks.
     ///
     /// # Errors
     /// [`Kind::Conflict`] if another allocator uses the folder,
@@ -102,17 +108,6 @@ impl Process {
             Error::new(Kind::Conflict, format!("another allocator uses {}", dir.display()))
                 .because(io::Error::from(error))
         })?;
-        let left = fs::read_dir(&dir).map_err(failed)?.flatten();
-        let left: HashMap<InstanceId, PathBuf> = left
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
-            .collect();
-        if !left.is_empty() {
-            let killed = sweep::kill_strays(|id| left.contains_key(&id));
-            tracing::warn!(folders = left.len(), killed, "cleared what an earlier run left");
-        }
-        for folder in left.values() {
-            fs::remove_dir_all(folder).map_err(failed)?;
-        }
         Ok(Self { inner: Arc::new(Inner { dir, books: Mutex::default(), _lock: lock }) })
     }
 
@@ -128,6 +123,66 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, Books> {
         // Nothing panics while holding it.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills what carries `node` and does not run as a held instance, names what other
+    /// nodes started, and removes the folders of what is neither held nor alive.
+    fn sweep(&self, node: PeerId) {
+        let running: HashSet<InstanceId> = {
+            let books = self.lock();
+            let running = books.held.iter().filter(|(_, held)| held.is_running());
+            running.map(|(id, _)| *id).collect()
+        };
+        let folders = self.folders();
+        let ours = |found: Belongs| match found.node {
+            Some(other) => other == node,
+            // Started before nodes were named, in a folder that only we use.
+            None => folders.contains_key(&found.instance),
+        };
+        let killed = sweep::kill_strays(|found| ours(found) && !running.contains(&found.instance));
+        let strangers: Vec<_> =
+            sweep::all().into_iter().filter(|(_, found)| !ours(*found)).collect();
+        let mut removed = 0;
+        let held: HashSet<InstanceId> = self.lock().held.keys().copied().collect();
+        for (id, folder) in &folders {
+            let used = strangers.iter().any(|(_, found)| found.instance == *id);
+            if held.contains(id) || used {
+                continue;
+            }
+            match fs::remove_dir_all(folder) {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    tracing::warn!(instance = %id, %error, "the folder of an instance stays");
+                }
+            }
+        }
+        if killed + removed > 0 {
+            tracing::warn!(
+                processes = killed,
+                folders = removed,
+                "cleared what an earlier run left"
+            );
+        }
+        if !strangers.is_empty() {
+            let named = strangers.iter().take(STRANGERS_NAMED).map(|(pid, found)| {
+                let node = found.node.map_or_else(|| "unknown".to_owned(), |node| node.short());
+                format!("{pid} (instance {} of node {node})", found.instance.short())
+            });
+            let named = named.collect::<Vec<_>>().join(", ");
+            tracing::info!(
+                processes = strangers.len(),
+                named,
+                "instances of other nodes run on this machine and are left alone"
+            );
+        }
+    }
+
+    /// What looks like the folder of an instance.
+    fn folders(&self) -> HashMap<InstanceId, PathBuf> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+            .collect()
     }
 }
 
@@ -176,11 +231,47 @@ impl Driver for Process {
         if books.killed {
             return Err(killed()); // and so is the newborn
         }
-        let child = newborn.keep();
+        let (child, start_time) = newborn.keep();
         let pid = child.id();
-        let held = watch::take_charge(id, child, prepared.home.keep(), prepared.output);
+        let leader = Leader::Child(child);
+        let held = watch::take_charge(id, leader, prepared.home.keep(), prepared.output);
         books.held.insert(id, held);
-        Ok(Started { pid })
+        Ok(Started { pid, start_time })
+    }
+
+    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool> {
+        let home = self.inner.dir.join(id.to_string());
+        let found = blocking(move || {
+            fs::metadata(&home)?;
+            let output = Written::reopen(&home);
+            Ok((Leader::adopt(id, started), home, output))
+        });
+        let (leader, home, output) = found.await.map_err(|error| {
+            let nothing = format!("nothing is left of instance {}", id.short());
+            Error::new(Kind::NotFound, nothing).because(error)
+        })?;
+        let mut books = self.inner.lock();
+        if books.held.contains_key(&id) {
+            return Err(Error::new(Kind::Conflict, format!("instance {} is held", id.short())));
+        }
+        let runs = leader.is_some();
+        let held = match leader {
+            Some(leader) => watch::take_charge(id, leader, home, output),
+            None => watch::ended_unwatched(home, output),
+        };
+        books.held.insert(id, held);
+        Ok(runs)
+    }
+
+    async fn sweep(&self, node: PeerId) {
+        let inner = self.inner.clone();
+        let swept = blocking(move || {
+            inner.sweep(node);
+            Ok(())
+        });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "could not look for what an earlier run left");
+        }
     }
 
     async fn wait(&self, id: InstanceId) -> Result<Exit> {
@@ -238,7 +329,7 @@ impl Driver for Process {
         }
         tracing::warn!(instances = left.len(), "killing what runs");
         left.values().for_each(|held| held.signal(Signal::KILL));
-        sweep::kill_strays(|id| left.contains_key(&id));
+        sweep::kill_strays(|found| left.contains_key(&found.instance));
         let deadline = Instant::now() + KILLED_WITHIN;
         while left.values().any(|held| held.is_running()) && Instant::now() < deadline {
             #[expect(

@@ -49,6 +49,44 @@ pub(crate) async fn passes(driver: &dyn Driver, launch: impl Fn(Program) -> Laun
     timeout(PATIENCE, all).await.expect("the suite takes seconds");
 }
 
+/// Checks that what `before` has started is taken over by the driver that `crash` returns.
+/// Of two instances that run for ever, the second is left to be swept.
+///
+/// # Panics
+/// At the first difference.
+pub(crate) async fn takes_over<D: Driver>(
+    before: &dyn Driver,
+    crash: impl FnOnce() -> D,
+    [taken, left]: [Launch; 2],
+) {
+    let all = async {
+        let (id, other) = (taken.id, left.id);
+        let started = before.start(taken).await.expect("starting");
+        before.start(left).await.expect("starting");
+        has_written(before, id).await;
+        has_written(before, other).await;
+
+        let after = crash();
+        let unknown = after.adopt(InstanceId::random(), started).await;
+        assert_eq!(unknown.expect_err("nothing is left of it").kind(), Kind::NotFound);
+        assert!(after.adopt(id, started).await.expect("taking over"), "it runs");
+        let again = after.adopt(id, started).await;
+        assert_eq!(again.expect_err("it is held").kind(), Kind::Conflict);
+        assert!(after.is_running(id) && !after.is_running(other));
+        assert!(after.wait(id).now_or_never().is_none(), "it runs");
+        after.stats(id).await.expect("the stats of one that runs");
+        assert_eq!(reads(&after, id, Begin::Oldest, false).await, OUTPUT.as_bytes());
+
+        let exit = after.stop(id, LONG).await.expect("stopping");
+        assert!(!after.is_running(id));
+        assert_eq!(after.wait(id).await.expect("waiting for an ended one"), exit);
+        assert_eq!(reads(&after, id, Begin::Oldest, true).await, OUTPUT.as_bytes());
+        after.forget(id).await;
+        assert_eq!(after.wait(id).await.expect_err("forgotten").kind(), Kind::NotFound);
+    };
+    timeout(PATIENCE, all).await.expect("taking over takes seconds");
+}
+
 async fn a_running_one_is_stopped_politely(driver: &dyn Driver, launch: Launch) {
     let id = launch.id;
     driver.start(launch).await.expect("starting");

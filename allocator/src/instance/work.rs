@@ -9,10 +9,20 @@ use std::{
 use lca::{Error, Kind, Result};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::Owner;
+use super::{Owner, STEADY};
 use crate::{
-    driver::Exit, lifecycle::Event, outside::Local, port::Port, readiness::Probe, table::Ask, told,
+    driver::{Exit, Started},
+    ledger::Phase,
+    lifecycle::Event,
+    outside::Local,
+    port::Port,
+    readiness::Probe,
+    table::Ask,
+    told,
 };
+
+/// Until a front whose port is held is tried again.
+const FRONT_AGAIN: Duration = Duration::from_millis(100);
 
 /// How one attempt to start went.
 enum Attempt {
@@ -50,9 +60,72 @@ impl Owner {
         }
     }
 
-    /// Starting: the program answers, ends, or the deadline comes. A program that ended
-    /// because a stranger took its port is started once more on another.
-    pub(super) async fn start(&mut self) -> Event {
+    /// Starting: the program is started, or was by an earlier run, and answers.
+    pub(super) async fn begin(&mut self) -> Event {
+        let runs = self.started != Started::default();
+        if runs { self.take_up().await } else { self.start().await }
+    }
+
+    /// One that runs already: its front is where it was told, and it answers within the
+    /// time a start has.
+    async fn take_up(&mut self) -> Event {
+        let since = Instant::now();
+        let deadline = since + self.entry.spec.readiness.start_timeout;
+        let id = self.entry.id;
+        if let Err(error) = self.reopen_front(deadline).await {
+            return self.failed(error);
+        }
+        let port = self.port.as_ref().map_or(0, Port::number);
+        let name = self.entry.spec.name.clone();
+        match self.ask_until(port, deadline).await {
+            Ok(Attempt::Ready) => {
+                self.timed("take over", since, "");
+                tracing::info!(service = %name, instance = %id, "taken over");
+                Event::Answered
+            }
+            Ok(Attempt::Exited(exit)) => self.died(Ok(exit)),
+            Ok(Attempt::Late(obstacle)) => {
+                let within = self.entry.spec.readiness.start_timeout;
+                let reason = format!(
+                    "{name} did not answer within {within:?} of being taken over: {obstacle}"
+                );
+                self.failed(Error::new(Kind::StartFailed, reason))
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+
+    /// Opens the front again that the instance was told of. The port may be held for
+    /// moments by whoever used it last, but nobody else will do: the instance knows no
+    /// other.
+    async fn reopen_front(&mut self, deadline: Instant) -> Result<()> {
+        let supervisor = self.supervisor.clone();
+        let (Some(fronts), Some(port)) = (&supervisor.fronts, self.known_front) else {
+            return Ok(());
+        };
+        let service = &self.entry.spec.name;
+        loop {
+            let opening = fronts.open(service, self.entry.id, Some(port));
+            let error = match timeout_at(deadline, opening).await {
+                Ok(Ok(front)) => {
+                    self.front = Some(front);
+                    return Ok(());
+                }
+                Ok(Err(error)) if Instant::now() + FRONT_AGAIN < deadline => error,
+                Ok(Err(error)) => {
+                    let reason = format!("{service} cannot have its front on port {port} again");
+                    return Err(Error::new(Kind::Unavailable, reason).because(error));
+                }
+                Err(_) => continue, // never: opening takes microseconds
+            };
+            tracing::debug!(instance = %self.entry.id, error = error.chain(), "its front is tried again");
+            sleep(FRONT_AGAIN).await;
+        }
+    }
+
+    /// A program that ended because a stranger took its port is started once more on
+    /// another.
+    async fn start(&mut self) -> Event {
         let since = Instant::now();
         let deadline = since + self.entry.spec.readiness.start_timeout;
         let first = self.attempt(since, deadline).await;
@@ -87,35 +160,55 @@ impl Owner {
         if self.front.is_none()
             && let Some(fronts) = &supervisor.fronts
         {
-            let Ok(front) = timeout_at(deadline, fronts.open(&spec.name, id)).await else {
+            let opening = fronts.open(&spec.name, id, None);
+            let Ok(front) = timeout_at(deadline, opening).await else {
                 return late("no front could be opened for it");
             };
             self.front = Some(front?);
         }
-        let port = self.port.insert(supervisor.ports.reserve()?);
+        self.port = Some(supervisor.ports.reserve()?);
+        // From here on a crash finds out by its environment what was started, and by this
+        // where it listens.
+        let page = self.remember(Phase::Live);
+        self.unwritten.push(page);
+        for unwritten in self.unwritten.drain(..) {
+            unwritten.done().await;
+        }
+        let Some(port) = &mut self.port else { return late("it has no port") };
         let program = self.program.clone().unwrap_or_default();
         let front = self.front.as_ref().map(|front| front.address);
+        let node = supervisor.discovery.own().peer;
         let launch =
-            told::launch(&supervisor.config.told, &spec, id, program, port.number(), front);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, launch.port));
+            told::launch(&supervisor.config.told, node, &spec, id, program, port.number(), front);
+        let number = launch.port;
         port.let_go();
         let Ok(started) = timeout_at(deadline, supervisor.driver.start(launch)).await else {
             return late("it could not be executed in time");
         };
-        let pid = started?.pid;
+        self.started = started?;
+        let pid = self.started.pid;
         self.entry.view.send_modify(|view| view.pid = pid);
         self.timed("spawn", since, "");
 
         let spawned = Instant::now();
-        let mut probe = Probe::new(address, spec.readiness.http_path.clone());
-        let attempt = tokio::select! {
-            biased;
-            exit = supervisor.driver.wait(id) => Attempt::Exited(exit?),
-            () = probe.ready(|| supervisor.driver.is_running(id)) => Attempt::Ready,
-            () = sleep_until(deadline) => return late(probe.obstacle()),
-        };
+        // Before anybody is told of it, and while it gets ready.
+        let written = self.remember(Phase::Live).done();
+        let (attempt, ()) = tokio::join!(self.ask_until(number, deadline), written);
         self.timed("ready", spawned, "");
-        Ok(attempt)
+        attempt
+    }
+
+    /// Asks the program that was told this port for readiness.
+    async fn ask_until(&self, port: u16, deadline: Instant) -> Result<Attempt> {
+        let (id, driver) = (self.entry.id, &self.supervisor.driver);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut probe = Probe::new(address, self.entry.spec.readiness.http_path.clone());
+        Ok(tokio::select! {
+            biased;
+            exit = driver.wait(id) => Attempt::Exited(exit?),
+            () = probe.ready(|| driver.is_running(id)) => Attempt::Ready,
+            () = sleep_until(deadline) => Attempt::Late(probe.obstacle().to_owned()),
+        })
     }
 
     /// After an early end: clears the program away and says whether somebody else has
@@ -126,6 +219,7 @@ impl Owner {
         let lost = self.port.as_ref().is_some_and(Port::is_taken);
         if lost {
             self.supervisor.driver.forget(self.entry.id).await;
+            self.started = Started::default();
             self.steps.retain(|step| step.name == "fetch");
         }
         lost
@@ -152,10 +246,16 @@ impl Owner {
             return Event::Asked; // never: `open` comes before Ready
         };
         let idle_timeout = self.entry.spec.idle_timeout;
+        let steady = async {
+            sleep(STEADY).await;
+            self.supervisor.lock().failures.clear(self.entry.hash);
+            std::future::pending().await
+        };
         tokio::select! {
             biased;
             exit = self.supervisor.driver.wait(self.entry.id) => self.died(exit),
-            () = self.entry.asked(Ask::Release) => Event::Asked,
+            () = self.entry.asked(Ask::Leave) => Event::Asked,
+            () = steady => Event::Asked, // never
             () = door.idle_for(idle_timeout) => {
                 self.reason = format!("idle for {idle_timeout:?}");
                 Event::Idle
@@ -174,7 +274,11 @@ impl Owner {
             self.entry.spec.name,
             self.reason
         );
-        self.error = Some(Error::new(Kind::Unavailable, reason));
+        // One that dies young is a failed start, and answered as one.
+        let steady = self.ready.is_some_and(|ready| ready.elapsed() >= STEADY);
+        let kind =
+            if steady || self.ready.is_none() { Kind::Unavailable } else { Kind::StartFailed };
+        self.error = Some(Error::new(kind, reason));
         Event::Exited
     }
 
@@ -185,15 +289,17 @@ impl Owner {
         };
         let timing = &self.supervisor.config.timing;
         let stop = async {
-            self.entry.asked(Ask::Stop).await;
+            self.entry.hurried().await;
             sleep(timing.stop_drain).await;
         };
         tokio::select! {
             biased;
-            () = door.drained() => Event::Drained,
-            _ = self.supervisor.driver.wait(self.entry.id) => Event::Exited,
-            () = stop => Event::Drained,
-            () = sleep(timing.drain) => Event::Drained,
+            () = door.drained() => {}
+            _ = self.supervisor.driver.wait(self.entry.id) => return Event::Exited,
+            () = stop => {}
+            () = sleep(timing.drain) => {}
         }
+        self.left = *self.entry.ask.borrow() == Ask::Leave;
+        if self.left { Event::Left } else { Event::Drained }
     }
 }

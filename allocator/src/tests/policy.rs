@@ -21,13 +21,13 @@ use crate::{
     instance,
 };
 
-fn world() -> (World, Fake) {
-    world_with(config())
+async fn world() -> (World, Fake) {
+    world_with(config()).await
 }
 
-fn world_with(config: Config) -> (World, Fake) {
+async fn world_with(config: Config) -> (World, Fake) {
     let fake = Fake::default();
-    (World::new(Arc::new(fake.clone()), config), fake)
+    (World::new(Arc::new(fake.clone()), config).await, fake)
 }
 
 /// Whether another peer finds an instance of `spec`.
@@ -38,7 +38,7 @@ async fn is_announced(world: &World, spec: &Spec) -> bool {
 
 #[tokio::test]
 async fn a_start_is_answered_when_it_takes_requests_and_is_announced() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |spec| {
         spec.arguments = vec!["--port=${SERVICE_PORT}".into()];
     });
@@ -60,7 +60,7 @@ async fn a_start_is_answered_when_it_takes_requests_and_is_announced() {
 #[tokio::test]
 async fn the_log_says_for_which_request_and_whom_an_instance_was_started() {
     let log = Log::capture();
-    let (world, _) = world();
+    let (world, _) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let instance = world.allocate(&spec, Mode::Ensure, "req-7").await.unwrap().instance.unwrap();
     let ready = log.lines().into_iter().find(|line| line.contains("instance ready")).unwrap();
@@ -77,7 +77,7 @@ fn an_instance_is_released_in_the_time_its_callers_wait() {
 
 #[tokio::test]
 async fn a_thousand_callers_at_once_get_one_instance() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     fake.behave(
         &spec.name,
@@ -95,7 +95,7 @@ async fn a_thousand_callers_at_once_get_one_instance() {
 
 #[tokio::test]
 async fn new_always_starts_another() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let first = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
     let second = world.allocate(&spec, Mode::New, "r2").await.unwrap();
@@ -105,7 +105,7 @@ async fn new_always_starts_another() {
 
 #[tokio::test]
 async fn a_request_id_means_the_same_instance_to_the_peer_that_used_it() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let other = world.add("other", "/bin/other", |_| {});
     let (one, same) = tokio::join!(
@@ -129,7 +129,7 @@ async fn a_request_id_means_the_same_instance_to_the_peer_that_used_it() {
 
 #[tokio::test]
 async fn nonsense_is_refused_before_anything_starts() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let error = world.allocate(&spec, Mode::Ensure, "").await.unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidArgument);
@@ -144,7 +144,7 @@ async fn nonsense_is_refused_before_anything_starts() {
 
 #[tokio::test]
 async fn an_older_spec_is_refreshed_and_a_wish_for_another_is_refused() {
-    let (world, _fake) = world();
+    let (world, _fake) = world().await;
     let old = world.add("hello", "/bin/old", |_| {});
     let new = world.add("hello", "/bin/new", |_| {});
     world.shelf.stale.lock().unwrap().insert(old.name.clone(), old.clone());
@@ -159,7 +159,7 @@ async fn an_older_spec_is_refreshed_and_a_wish_for_another_is_refused() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_does_not_take_the_start_with_it() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     *world.shelf.fetch_takes.lock().unwrap() = Duration::from_millis(50);
     let call = world.allocate(&spec, Mode::Ensure, "r1");
@@ -171,7 +171,7 @@ async fn a_caller_that_goes_away_does_not_take_the_start_with_it() {
 
 #[tokio::test]
 async fn a_program_that_ends_at_once_fails_at_once_with_what_it_wrote() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     fake.behave(
         &spec.name,
@@ -205,7 +205,7 @@ async fn a_program_that_ends_at_once_fails_at_once_with_what_it_wrote() {
 
 #[tokio::test]
 async fn a_program_that_never_gets_ready_is_stopped_at_its_deadline() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |spec| {
         spec.readiness =
             Some(lca::api::proto::Readiness { start_timeout_ms: 50, ..Default::default() });
@@ -221,7 +221,7 @@ async fn a_program_that_never_gets_ready_is_stopped_at_its_deadline() {
 
 #[tokio::test]
 async fn an_artifact_nobody_has_fails_the_start_without_blame() {
-    let (world, _fake) = world();
+    let (world, _fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let kept = std::mem::take(&mut *world.shelf.programs.lock().unwrap());
     let error = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap_err();
@@ -233,7 +233,7 @@ async fn an_artifact_nobody_has_fails_the_start_without_blame() {
 #[tokio::test]
 async fn a_full_machine_says_of_what_and_has_room_again_after_a_release() {
     let capacity = Capacity { instances: 1, ..config().capacity };
-    let (world, _fake) = world_with(Config { capacity, ..config() });
+    let (world, _fake) = world_with(Config { capacity, ..config() }).await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let answer = world.allocate(&spec, Mode::New, "r1").await.unwrap();
     let error = world.allocate(&spec, Mode::New, "r2").await.unwrap_err();
@@ -245,7 +245,7 @@ async fn a_full_machine_says_of_what_and_has_room_again_after_a_release() {
 
 #[tokio::test]
 async fn too_many_starts_at_once_are_refused_and_not_queued() {
-    let (world, _fake) = world_with(Config { max_starting: 2, ..config() });
+    let (world, _fake) = world_with(Config { max_starting: 2, ..config() }).await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     *world.shelf.fetch_takes.lock().unwrap() = Duration::from_millis(50);
     let ids = ["r1", "r2", "r3"];
@@ -258,7 +258,7 @@ async fn too_many_starts_at_once_are_refused_and_not_queued() {
 
 #[tokio::test]
 async fn an_idle_instance_is_stopped_but_never_while_a_request_runs() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |spec| spec.idle_timeout_ms = 100);
     *world.shelf.fetch_takes.lock().unwrap() = Duration::ZERO;
     let answer = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
@@ -282,7 +282,7 @@ async fn an_idle_instance_is_stopped_but_never_while_a_request_runs() {
 
 #[tokio::test]
 async fn a_release_lets_open_requests_finish_first() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let instance = id(&world.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
     let way = world.ways.to(instance.parse().unwrap()).unwrap();
@@ -306,7 +306,7 @@ async fn a_release_lets_open_requests_finish_first() {
 
 #[tokio::test]
 async fn an_instance_that_dies_is_unregistered_and_withdrawn_at_once() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let instance = id(&world.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
     fake.crash(instance.parse().unwrap(), Exit::Signal(9));
@@ -314,13 +314,41 @@ async fn an_instance_that_dies_is_unregistered_and_withdrawn_at_once() {
     assert_eq!(ended.reason, "killed by signal 9 (SIGKILL)");
     assert!(world.ways.to(instance.parse().unwrap()).is_none());
     eventually("the withdrawal", async || (!is_announced(&world, &spec).await).then_some(())).await;
-    // It is not held against the service: it had been ready.
-    world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+    // It died young, so the next start waits, and says why.
+    let error = world.allocate(&spec, Mode::Ensure, "r2").await.unwrap_err();
+    assert_eq!(error.kind(), Kind::StartFailed);
+    assert!(error.public().contains("killed by signal 9"), "{error}");
+    assert!(error.retry_delay().unwrap() <= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_program_that_dies_young_again_and_again_is_started_ever_more_rarely() {
+    let (world, fake) = world().await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let dies_after = async |call: u32, age: Duration| {
+        let answer = world.allocate(&spec, Mode::Ensure, &call.to_string()).await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(age).await;
+        tokio::time::resume();
+        fake.crash(id(&answer).parse().unwrap(), Exit::Code(1));
+        world.is(&id(&answer), InstanceState::Failed).await;
+        let wait = world.allocate(&spec, Mode::Ensure, "again").await.err();
+        let wait = wait.map_or(Duration::ZERO, |error| error.retry_delay().unwrap());
+        tokio::time::pause();
+        tokio::time::advance(wait).await;
+        tokio::time::resume();
+        wait.as_secs_f64().ceil() as u64
+    };
+    assert_eq!(dies_after(1, Duration::ZERO).await, 1);
+    assert_eq!(dies_after(2, instance::STEADY / 2).await, 2);
+    assert_eq!(dies_after(3, Duration::ZERO).await, 4);
+    // One that lived has done nothing wrong, and clears the name of the service.
+    assert_eq!(dies_after(4, instance::STEADY * 2).await, 0);
 }
 
 #[tokio::test]
 async fn the_announcement_stays_until_the_last_instance_goes() {
-    let (world, _fake) = world();
+    let (world, _fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     let first = id(&world.allocate(&spec, Mode::New, "r1").await.unwrap());
     let second = id(&world.allocate(&spec, Mode::New, "r2").await.unwrap());
@@ -333,7 +361,7 @@ async fn the_announcement_stays_until_the_last_instance_goes() {
 
 #[tokio::test]
 async fn a_program_whose_port_was_taken_is_started_on_another() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     // A stranger that takes the first port before the program binds it.
     let late = Behaviour { listens_after: Some(Duration::from_millis(50)), ..Behaviour::default() };
@@ -356,7 +384,7 @@ async fn a_program_whose_port_was_taken_is_started_on_another() {
 
 #[tokio::test]
 async fn a_stop_ends_deaf_instances_and_hung_requests_within_its_time() {
-    let (world, fake) = world();
+    let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});
     fake.behave(&spec.name, Behaviour { ignores_term: true, ..Behaviour::default() });
     let mut ways = Vec::new();

@@ -38,10 +38,10 @@ async fn serves_when_started_as_an_instance() {
 }
 
 impl Machine {
-    fn new() -> Self {
+    async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let driver = Process::open(&dir.path().join("instances")).unwrap();
-        Self { dir, world: World::new(Arc::new(driver), config()) }
+        Self { dir, world: World::new(Arc::new(driver), config()).await }
     }
 
     fn demo(&self, name: &str) -> Spec {
@@ -88,7 +88,7 @@ fn runs(pid: u32) -> bool {
 
 #[tokio::test]
 async fn a_real_program_is_started_serves_and_is_gone_after_its_release() {
-    let machine = Machine::new();
+    let machine = Machine::new().await;
     let spec = machine.demo("demo");
     let answer = machine.world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
     let instance = answer.instance.clone().unwrap();
@@ -106,7 +106,7 @@ async fn a_real_program_is_started_serves_and_is_gone_after_its_release() {
 
 #[tokio::test]
 async fn programs_that_do_not_get_ready_say_why_and_leave_nothing() {
-    let machine = Machine::new();
+    let machine = Machine::new().await;
     let world = &machine.world;
     let exits = machine.script("exits", "echo begun; echo 'no database' >&2; exit 3", 10_000);
     let error = world.allocate(&exits, Mode::Ensure, "r1").await.unwrap_err();
@@ -130,7 +130,7 @@ async fn programs_that_do_not_get_ready_say_why_and_leave_nothing() {
 
 #[tokio::test]
 async fn logs_are_tailed_followed_and_kept_after_the_end() {
-    let machine = Machine::new();
+    let machine = Machine::new().await;
     let text = "echo one; echo two; while [ ! -e go ]; do sleep 0.01; done; echo three";
     let spec = machine.script("talks", text, 20_000);
     let starting = machine.world.allocate(&spec, Mode::Ensure, "r1");
@@ -156,7 +156,7 @@ async fn logs_are_tailed_followed_and_kept_after_the_end() {
 
 #[tokio::test]
 async fn a_killed_program_is_noticed_and_a_stop_leaves_no_process() {
-    let machine = Machine::new();
+    let machine = Machine::new().await;
     let world = &machine.world;
     let spec = machine.demo("demo");
     let killed = world.allocate(&spec, Mode::New, "r1").await.unwrap();

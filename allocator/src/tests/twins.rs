@@ -26,6 +26,7 @@ use tonic::Request;
 use crate::{
     Allocator, Capacity, Config, Fronts, OpenFront, Parts, Timing,
     driver::Driver,
+    ledger::{Ledger, Left},
     outside::{Catalog, Door, Gate, Known, Local},
 };
 
@@ -127,12 +128,18 @@ impl Door for Way {
 #[derive(Debug, Default)]
 pub(super) struct Doors {
     pub(super) open: Arc<()>,
+    /// The ports that were asked for.
+    pub(super) asked: Mutex<Vec<Option<u16>>>,
 }
 
 #[async_trait]
 impl Fronts for Doors {
-    async fn open(&self, _: &ServiceName, _: InstanceId) -> Result<OpenFront> {
-        Ok(OpenFront { address: ([127, 0, 0, 1], 4999).into(), guard: Box::new(self.open.clone()) })
+    async fn open(&self, _: &ServiceName, _: InstanceId, port: Option<u16>) -> Result<OpenFront> {
+        self.asked.lock().unwrap().push(port);
+        Ok(OpenFront {
+            address: ([127, 0, 0, 1], port.unwrap_or(4999)).into(),
+            guard: Box::new(self.open.clone()),
+        })
     }
 }
 
@@ -142,6 +149,7 @@ pub(super) struct World {
     pub(super) shelf: Arc<Shelf>,
     pub(super) ways: Ways,
     pub(super) fronts: Arc<Doors>,
+    pub(super) own: Peer,
     pub(super) other: Peer,
     pub(super) tasks: Tasks,
 }
@@ -152,6 +160,7 @@ pub(super) fn config() -> Config {
         data_dir: PathBuf::new(),
         capacity: Capacity { cpu_millis: 100_000, memory_bytes: 1 << 40, instances: 1000 },
         told: crate::Told::default(),
+        keep_instances: false,
         max_starting: 100,
         timing: Timing {
             fetch: Duration::from_secs(1),
@@ -162,21 +171,40 @@ pub(super) fn config() -> Config {
 }
 
 impl World {
-    pub(super) fn new(driver: Arc<dyn Driver>, config: Config) -> Self {
+    pub(super) async fn new(driver: Arc<dyn Driver>, config: Config) -> Self {
         let network = Network::default();
-        let (own, other) = (network.join(&[Role::Allocator]), network.join(&[]));
-        let (shelf, ways, fronts) =
-            (Arc::new(Shelf::default()), Ways::default(), Arc::new(Doors::default()));
+        let peers = (network.join(&[Role::Allocator]), network.join(&[]));
+        Self::on(peers, Arc::default(), driver, config).await
+    }
+
+    /// The next run of this allocator, after a crash or a stop.
+    pub(super) async fn again(self, driver: Arc<dyn Driver>, config: Config) -> Self {
+        let Self { own, other, shelf, .. } = self;
+        Self::on((own, other), shelf, driver, config).await
+    }
+
+    async fn on(
+        (own, other): (Peer, Peer),
+        shelf: Arc<Shelf>,
+        driver: Arc<dyn Driver>,
+        config: Config,
+    ) -> Self {
+        let (ways, fronts) = (Ways::default(), Arc::new(Doors::default()));
+        let (ledger, left) = match config.data_dir.as_os_str().is_empty() {
+            true => (Ledger::nowhere(), Left::default()),
+            false => Ledger::open(&config.data_dir.join("state")).unwrap(),
+        };
         let tasks = Tasks::default();
         let parts = Parts {
             driver,
             catalog: shelf.clone(),
             gate: Arc::new(ways.clone()),
             fronts: Some(fronts.clone()),
-            discovery: Arc::new(own),
+            discovery: Arc::new(own.clone()),
+            ledger,
         };
-        let allocator = Allocator::build(config, parts, &tasks.spawner());
-        Self { allocator, shelf, ways, fronts, other, tasks }
+        let allocator = Allocator::build(config, parts, left, &tasks.spawner()).await;
+        Self { allocator, shelf, ways, fronts, own, other, tasks }
     }
 
     /// Registers a service; `program` is where its artifact is.

@@ -36,6 +36,14 @@ impl Output {
         Ok((Self { current, older: dir.join("output.log.1"), base: Mutex::new(0) }, file))
     }
 
+    /// The files that an earlier run made in `dir`. Positions count from the oldest byte
+    /// that is kept: how much was rotated away before is not known any more.
+    pub(super) fn reopen(dir: &Path) -> Self {
+        let older = dir.join("output.log.1");
+        let kept = std::fs::metadata(&older).map_or(0, |found| found.len());
+        Self { current: dir.join("output.log"), older, base: Mutex::new(kept) }
+    }
+
     /// Moves what was written to the older file once it is more than `limit` bytes, so
     /// that about twice the limit is kept. Returns the size of the current file, `None`
     /// if it was rotated.

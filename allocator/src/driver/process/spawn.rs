@@ -13,7 +13,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::output::Output;
+use super::{leader::start_time, output::Output};
 use crate::driver::Launch;
 
 /// Where programs are looked for by instances, if we have no `PATH` ourselves.
@@ -57,18 +57,21 @@ impl Drop for Home {
 
 /// A process that nobody takes charge of yet. Dropping it kills its group.
 #[derive(Debug)]
-pub(super) struct Newborn(Option<Child>);
+pub(super) struct Newborn {
+    child: Option<Child>,
+    start_time: u64,
+}
 
 impl Newborn {
-    /// The process, no longer guarded.
-    pub(super) fn keep(mut self) -> Child {
-        self.0.take().expect("taken only here, and self is gone then")
+    /// The process, no longer guarded, and when it began.
+    pub(super) fn keep(mut self) -> (Child, u64) {
+        (self.child.take().expect("taken only here, and self is gone then"), self.start_time)
     }
 }
 
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
+        if let Some(child) = &mut self.child {
             if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
                 let _gone_already = kill_process_group(group, Signal::KILL);
             }
@@ -108,6 +111,8 @@ impl Prepared {
 
     /// Blocks until the program has been executed, or could not be.
     pub(super) fn spawn(&mut self) -> io::Result<Newborn> {
-        Ok(Newborn(Some(self.command.spawn()?)))
+        let child = self.command.spawn()?;
+        let start_time = start_time(child.id());
+        Ok(Newborn { child: Some(child), start_time })
     }
 }

@@ -1,18 +1,23 @@
 //! Processes that fork, escape, refuse to end and flood, each a shell script.
 
-use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+use std::{
+    collections::BTreeMap,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+};
 
 use futures::TryStreamExt as _;
-use lca::testing::eventually;
+use lca::{Digest, testing::eventually};
 use tempfile::TempDir;
 
-use super::*;
+use super::{leader::start_time, *};
 use crate::driver::suite::{self, Program};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Bench {
     dir: TempDir,
+    /// Of this test alone: sweeps of others must not find what it starts.
+    node: PeerId,
     driver: Process,
 }
 
@@ -20,7 +25,15 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let driver = Process::open(&dir.path().join("instances")).unwrap();
-        Self { dir, driver }
+        let node =
+            PeerId::from_public_key(*Digest::of(dir.path().as_os_str().as_bytes()).as_bytes());
+        Self { dir, node, driver }
+    }
+
+    /// The driver of the next run. What the first knew is gone, what it started is not.
+    fn crash(&self) -> Process {
+        flock(&self.driver.inner._lock, FlockOperation::Unlock).unwrap();
+        Process::open(&self.dir.path().join("instances")).unwrap()
     }
 
     /// A program that is this shell script.
@@ -34,7 +47,10 @@ impl Bench {
             service: "script".parse().unwrap(),
             program,
             arguments: Vec::new(),
-            environment: BTreeMap::from([("LCA_INSTANCE_ID".into(), id.to_string())]),
+            environment: BTreeMap::from([
+                ("LCA_INSTANCE_ID".into(), id.to_string()),
+                ("LCA_NODE".into(), self.node.to_string()),
+            ]),
             port: 1,
         }
     }
@@ -126,8 +142,18 @@ async fn an_instance_gets_nothing_of_ours() {
     let names: Vec<_> = output.lines().filter_map(|line| line.split_once('=')).collect();
     for (name, _) in &names {
         // The shell adds the last ones itself.
-        let expected =
-            ["PATH", "LANG", "TOLD", "LCA_INSTANCE_ID", "PWD", "OLDPWD", "SHLVL", "_", "done"];
+        let expected = [
+            "PATH",
+            "LANG",
+            "TOLD",
+            "LCA_INSTANCE_ID",
+            "LCA_NODE",
+            "PWD",
+            "OLDPWD",
+            "SHLVL",
+            "_",
+            "done",
+        ];
         assert!(expected.contains(name), "{name} came along: {output}");
     }
     assert!(output.contains(&format!("{id}/work\n")), "{output}");
@@ -278,21 +304,121 @@ async fn a_file_still_open_for_writing_is_tried_again() {
     assert_eq!(bench.driver.wait(id).await.unwrap(), Exit::Code(0));
 }
 
+/// A process that is nobody's child here: its parent has ended. Returns its pid.
+fn orphan(id: &str, node: &str) -> u32 {
+    let output = std::process::Command::new("/bin/sh")
+        .args(["-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"])
+        .env("LCA_INSTANCE_ID", id)
+        .env("LCA_NODE", node)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// Waits until a process has executed what it was started for, so that it is known by its
+/// environment and its start time.
+async fn is_sleeping(pid: u32) {
+    eventually("the program to be executed", async || {
+        fs::read(format!("/proc/{pid}/cmdline")).unwrap().starts_with(b"sleep")
+    })
+    .await;
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+}
+
 #[tokio::test]
-async fn two_drivers_do_not_share_a_folder_and_the_second_run_clears_up() {
+async fn processes_are_taken_over() {
     let bench = Bench::new();
-    let dir = bench.dir.path().join("instances");
-    assert_eq!(Process::open(&dir).unwrap_err().kind(), Kind::Conflict);
-    let launch = bench.script("echo pid=$$; exec sleep 1000");
-    let id = launch.id;
-    bench.driver.start(launch).await.unwrap();
-    let pid = bench.said(id, "pid").await;
-    // As after a crash: whatever we knew is gone, the process is not.
-    let Bench { dir: _kept, driver } = bench;
-    let abandoned = driver.inner.clone();
-    flock(&abandoned._lock, FlockOperation::Unlock).unwrap();
-    assert!(runs(&pid));
-    Process::open(&dir).unwrap();
-    eventually("the process to be gone", async || (!runs(&pid)).then_some(())).await;
-    assert!(!dir.join(id.to_string()).exists());
+    let script = || bench.script("printf 'first\\nsecond\\nthird\\n'; exec sleep 1000");
+    let launches = [script(), script()];
+    let left = launches[1].id;
+    suite::takes_over(&bench.driver, || bench.crash(), launches).await;
+    // What was not taken over is swept, with its folder.
+    assert!(bench.driver.is_running(left));
+    bench.crash().sweep(bench.node).await;
+    eventually("the process to be gone", async || !bench.driver.is_running(left)).await;
+    assert!(!bench.dir.path().join("instances").join(left.to_string()).exists());
+}
+
+#[tokio::test]
+async fn two_drivers_do_not_share_a_folder() {
+    let bench = Bench::new();
+    let again = Process::open(&bench.dir.path().join("instances"));
+    assert_eq!(again.unwrap_err().kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn one_that_is_no_child_of_ours_is_watched_and_stopped_all_the_same() {
+    let bench = Bench::new();
+    for ends_by_itself in [true, false] {
+        let id = InstanceId::random();
+        fs::create_dir_all(bench.dir.path().join(format!("instances/{id}/work"))).unwrap();
+        let pid = orphan(&id.to_string(), &bench.node.to_string());
+        is_sleeping(pid).await;
+        let started = Started { pid, start_time: start_time(pid) };
+        assert!(bench.driver.adopt(id, started).await.unwrap());
+        // A sweep leaves it alone.
+        bench.driver.sweep(bench.node).await;
+        assert!(bench.driver.is_running(id) && runs(&pid.to_string()));
+        let exit = match ends_by_itself {
+            true => {
+                kill(pid);
+                bench.driver.wait(id).await.unwrap()
+            }
+            false => bench.driver.stop(id, PATIENCE).await.unwrap(),
+        };
+        assert_eq!(exit, Exit::Unwatched);
+        assert_eq!(exit.to_string(), "ended, its exit status is unknown");
+        assert!(!runs(&pid.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_number_that_another_process_has_now_is_not_trusted() {
+    let bench = Bench::new();
+    let (id, other) = (InstanceId::random(), InstanceId::random());
+    let pid = orphan(&other.to_string(), "somebody else");
+    is_sleeping(pid).await;
+    let started = Started { pid, start_time: start_time(pid) };
+    for (id, started) in [
+        // The same instance, later in the life of the machine.
+        (other, Started { start_time: started.start_time + 1, ..started }),
+        // The same moment, and another instance.
+        (id, started),
+        // Nobody.
+        (InstanceId::random(), Started { pid: 0, start_time: 0 }),
+        (InstanceId::random(), Started { pid: u32::MAX, start_time: 7 }),
+    ] {
+        fs::create_dir_all(bench.dir.path().join(format!("instances/{id}"))).unwrap();
+        assert!(!bench.driver.adopt(id, started).await.unwrap());
+        assert!(!bench.driver.is_running(id));
+        bench.driver.stop(id, Duration::ZERO).await.unwrap();
+        bench.driver.forget(id).await;
+    }
+    assert!(runs(&pid.to_string()), "a stranger was hit");
+    kill(pid);
+}
+
+#[tokio::test]
+async fn strays_of_ours_are_ended_and_those_of_others_are_named_and_left_alone() {
+    let log = lca::testing::Log::capture();
+    let bench = Bench::new();
+    let stranger = Bench::new().node;
+    let theirs = InstanceId::random();
+    let ours = orphan(&InstanceId::random().to_string(), &bench.node.to_string());
+    let foreign = orphan(&theirs.to_string(), &stranger.to_string());
+    is_sleeping(ours).await;
+    is_sleeping(foreign).await;
+    // On the thread whose log is captured.
+    bench.driver.inner.sweep(bench.node);
+    eventually("ours to be gone", async || !runs(&ours.to_string())).await;
+    assert!(runs(&foreign.to_string()));
+    let named = log.lines().into_iter().find(|line| line.contains("left alone"));
+    let named = named.expect("a line about strangers");
+    // There may be more than are named when other tests run.
+    assert!(named.contains("processes="), "{named}");
+    kill(foreign);
 }

@@ -1,29 +1,30 @@
-//! Takes charge of one process from its birth until nothing of it is left.
+//! Takes charge of one process until nothing of it is left.
 //!
-//! One task per instance waits for the leader to end. The leader is then a zombie and
+//! One task per instance waits for the leader to end. A child of ours is then a zombie and
 //! its number, which is also the group's, cannot be given to anybody else: the moment
-//! to kill what remains in the group. Only then is it reaped.
+//! to kill what remains in the group. Only then is it reaped. What a taken-over leader
+//! leaves in its group is found by its environment alone.
 
 use std::{
     fs, io,
-    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
-    process::{Child, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use lca::InstanceId;
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, test_kill_process_group};
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use super::{Exit, blocking, output::Output, sweep};
+use super::{
+    Exit, blocking,
+    leader::{Leader, time_to_look},
+    output::Output,
+    sweep,
+};
 use crate::driver::Stats;
 
 /// Output kept in one file; as much again in the older one.
@@ -34,8 +35,6 @@ const LOOK_QUIET: Duration = Duration::from_secs(2);
 const LOOK_FLOOD: Duration = Duration::from_millis(100);
 /// Growth between two looks that counts as a flood.
 const FLOOD: u64 = 1 << 20;
-/// A second look, should a signal be lost: nobody waits longer for a death.
-const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 /// What got SIGKILL in a group is gone within this time, unless the disk hangs.
 const GROUP_GONE_WITHIN: Duration = Duration::from_millis(200);
 
@@ -55,8 +54,8 @@ pub(super) enum Life {
 pub(super) struct Held {
     pub(super) home: PathBuf,
     pub(super) output: Output,
-    /// The leader, which is also the group; `None` once it may have been reaped.
-    leader: Mutex<Option<Pid>>,
+    /// `None` once it may have been reaped.
+    leader: Mutex<Option<Leader>>,
     life: watch::Receiver<Life>,
 }
 
@@ -86,7 +85,7 @@ impl Held {
 
     /// Whether the leader runs, asked of the kernel.
     pub(super) fn is_running(&self) -> bool {
-        self.lock().is_some_and(|leader| !has_ended(leader))
+        self.lock().as_ref().is_some_and(|leader| !leader.has_ended())
     }
 
     /// Whether nothing of it runs any more.
@@ -96,53 +95,62 @@ impl Held {
 
     /// Sends `signal` to the whole group, if it is still ours.
     pub(super) fn signal(&self, signal: Signal) {
-        if let Some(group) = *self.lock() {
-            let _gone_already = kill_process_group(group, signal);
+        if let Some(leader) = &*self.lock() {
+            leader.signal_group(signal);
         }
     }
 
     /// What the leader uses. Blocks on `/proc`.
     pub(super) fn stats(&self) -> io::Result<Stats> {
-        let Some(leader) = *self.lock() else {
+        // Held meanwhile: a child is not reaped, so its number is its own.
+        let leader = self.lock();
+        let Some(pid) = leader.as_ref().and_then(Leader::pid) else {
             return Ok(Stats::default());
         };
-        let stat = fs::read_to_string(format!("/proc/{}/stat", leader.as_raw_nonzero()))?;
-        parse_stat(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        let stats = Stat::of(pid)?.stats;
+        let runs = leader.as_ref().is_some_and(|leader| !leader.has_ended());
+        Ok(if runs { stats } else { Stats::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Leader>> {
         // Nothing panics while holding it.
         self.leader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Holds `child` and watches it from now on.
+/// Holds `leader` and watches it from now on.
 pub(super) fn take_charge(
     id: InstanceId,
-    child: Child,
+    leader: Leader,
     home: PathBuf,
     output: Output,
 ) -> Arc<Held> {
     let (report, life) = watch::channel(Life::Running);
-    let leader = Mutex::new(Pid::from_raw(child.id().cast_signed()));
-    let held = Arc::new(Held { home, output, leader, life });
-    tokio::spawn(watch(id, child, held.clone(), report));
+    let held = Arc::new(Held { home, output, leader: Mutex::new(Some(leader)), life });
+    tokio::spawn(watch(id, held.clone(), report));
     held
 }
 
-async fn watch(id: InstanceId, mut child: Child, held: Arc<Held>, report: watch::Sender<Life>) {
-    keep_bounded_until(&held, ended(child.id())).await;
-    // The leader is a zombie: its number is still ours.
+/// Holds what is left of an instance that ended while nobody watched.
+pub(super) fn ended_unwatched(home: PathBuf, output: Output) -> Arc<Held> {
+    let (_, life) = watch::channel(Life::Gone(Exit::Unwatched));
+    Arc::new(Held { home, output, leader: Mutex::new(None), life })
+}
+
+async fn watch(id: InstanceId, held: Arc<Held>, report: watch::Sender<Life>) {
+    keep_bounded_until(&held, ended(&held)).await;
+    // A child is a zombie: its number is still ours.
     held.signal(Signal::KILL);
-    let group = held.lock().take();
-    let exit = child.wait().map_or(Exit::Unwatched, Exit::from);
+    let leader = held.lock().take();
+    let group = leader.as_ref().and_then(Leader::pid);
+    let exit = leader.map_or(Exit::Unwatched, Leader::reap);
     report.send_replace(Life::Exited(exit));
     if let Some(group) = group {
         group_gone(group).await;
     }
     let work = held.home.join("work");
     let cleared = blocking(move || {
-        sweep::kill_strays(|found| found == id);
+        sweep::kill_strays(|found| found.instance == id);
         fs::remove_dir_all(work)
     });
     if let Err(error) = cleared.await {
@@ -151,29 +159,13 @@ async fn watch(id: InstanceId, mut child: Child, held: Arc<Held>, report: watch:
     report.send_replace(Life::Gone(exit));
 }
 
-/// Resolves when process `pid`, a child of ours that is not reaped, has ended.
-///
-/// Woken by SIGCHLD: tokio's own way to wait would reap, and a pidfd needs a
-/// registration with the runtime that has no safe form.
-async fn ended(pid: u32) {
-    let Some(pid) = Pid::from_raw(pid.cast_signed()) else { return };
+/// Resolves when the leader has ended.
+async fn ended(held: &Held) {
     // Subscribed before the first look, so no end falls between.
-    let mut children = signal(SignalKind::child()).ok();
-    while !has_ended(pid) {
-        let woken = async {
-            match &mut children {
-                Some(children) => children.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        let _woken_or_time_to_look = timeout(LOOK_ANYWAY, woken).await;
+    let mut alarm = held.lock().as_ref().and_then(|leader| leader.alarm().ok());
+    while held.is_running() {
+        time_to_look(&mut alarm).await;
     }
-}
-
-/// Asks without reaping.
-fn has_ended(child: Pid) -> bool {
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    !matches!(waitid(WaitId::Pid(child), look), Ok(None))
 }
 
 /// Rotates the output until `over`, often while it grows fast.
@@ -201,26 +193,31 @@ async fn group_gone(group: Pid) {
     }
 }
 
-/// Reads memory and processor time from `/proc/<pid>/stat`.
-fn parse_stat(stat: &str) -> Option<Stats> {
-    // The name, in parentheses, may hold anything; the numbers begin after it.
-    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let ticks = number(14)? + number(15)?;
-    let per_second = rustix::param::clock_ticks_per_second();
-    Some(Stats {
-        memory_bytes: number(24)? * rustix::param::page_size() as u64,
-        cpu: Duration::from_millis(ticks * 1000 / per_second.max(1)),
-    })
+/// What `/proc/<pid>/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) stats: Stats,
+    /// Ticks since boot.
+    pub(super) start_time: u64,
 }
 
-impl From<ExitStatus> for Exit {
-    fn from(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Self::Code(code),
-            (None, Some(signal)) => Self::Signal(signal),
-            (None, None) => Self::Unwatched,
-        }
+impl Stat {
+    pub(super) fn of(pid: Pid) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
+        Self::parse(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // The name, in parentheses, may hold anything; the numbers begin after it.
+        let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        let ticks = number(14)? + number(15)?;
+        let per_second = rustix::param::clock_ticks_per_second();
+        let stats = Stats {
+            memory_bytes: number(24)? * rustix::param::page_size() as u64,
+            cpu: Duration::from_millis(ticks * 1000 / per_second.max(1)),
+        };
+        Some(Self { stats, start_time: number(22)? })
     }
 }
 
@@ -231,11 +228,12 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_confuse_the_numbers() {
         let rest = (4..=52).map(|field| (field * 10).to_string()).collect::<Vec<_>>().join(" ");
-        let stats = parse_stat(&format!("42 (a) (b) S {rest}")).unwrap();
+        let Stat { stats, start_time } = Stat::parse(&format!("42 (a) (b) S {rest}")).unwrap();
+        assert_eq!(start_time, 220);
         assert_eq!(stats.memory_bytes, 240 * rustix::param::page_size() as u64);
         let ticks = 140 + 150;
         let per_second = rustix::param::clock_ticks_per_second();
         assert_eq!(stats.cpu, Duration::from_millis(ticks * 1000 / per_second));
-        assert_eq!(parse_stat("nonsense"), None);
+        assert_eq!(Stat::parse("nonsense"), None);
     }
 }
