@@ -292,3 +292,28 @@ async fn an_idle_connection_to_the_application_is_used_again() {
         eventually("the connection to come back", back).await;
     }
 }
+
+#[tokio::test]
+async fn a_port_that_is_another_instances_by_now_gets_nothing_meant_for_the_first() {
+    let mut world = World::new().await;
+    let (first, first_get) = (world.register(), world.get());
+    let mut peer = world.peer();
+    peer.write(&first_get).await;
+    let mut old = world.app().await;
+    old.head().await;
+    // Kept open by both, to be used again.
+    old.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    peer.head().await;
+    drop(first);
+    world.local.instance = InstanceId::random();
+    world.local.hash = ServiceHash::from_sha256([8; 32]);
+    let _second = world.register();
+    peer.write(&first_get).await;
+    assert!(peer.head().await.contains("lca-refusal: unknown"));
+    // The second is asked over a connection of its own.
+    peer.write(&world.get()).await;
+    let mut new = world.app().await;
+    new.head().await;
+    new.write("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(peer.head().await.starts_with("HTTP/1.1 204"));
+}

@@ -199,3 +199,35 @@ async fn announcements_beyond_the_bound_are_refused_with_a_reason() {
     }
     assert_eq!(refused.expect("there is a bound").kind(), lca::Kind::NoCapacity);
 }
+
+#[tokio::test]
+async fn a_node_with_only_hostile_neighbours_says_so_and_finds_its_way_back() {
+    let bootstrap = Running::start(config(vec![])).await.unwrap();
+    let node = Running::start(config(vec![bootstrap.address()])).await.unwrap();
+    let down = bootstrap.crash();
+    let mut driven = Vec::new();
+    for _ in 0..8 {
+        let mut liar = liar(&node).await;
+        driven.push(tokio::spawn(async move {
+            loop {
+                liar.select_next_some().await;
+            }
+        }));
+    }
+    eventually("only liars to be connected, and that to be seen", async || {
+        let status = node.node.status().borrow().clone();
+        let alone_among_liars = status.peers >= 8 && status.bootstraps_reached == 0;
+        (alone_among_liars && status.bootstraps == 1).then_some(()).ok_or(status)
+    })
+    .await;
+    let back = eventually("its port to be free", async || Running::start(down.clone()).await).await;
+    let key = some_service();
+    back.node.announce(key).await.unwrap();
+    eventually("the bootstrap to be dialled again", async || {
+        let status = node.node.status().borrow().clone();
+        (status.bootstraps_reached == 1 && status.peers >= 9).then_some(()).ok_or(status)
+    })
+    .await;
+    finds(&node.node, key, back.peer()).await;
+    driven.iter().for_each(tokio::task::JoinHandle::abort);
+}

@@ -7,3 +7,4 @@ mod hostile;
 mod joining;
 mod net;
 mod partition;
+mod raw;

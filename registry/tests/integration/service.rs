@@ -48,6 +48,48 @@ async fn a_spec_is_checked_completed_stored_listed_and_removed() {
 }
 
 #[tokio::test]
+async fn a_spec_of_nonsense_is_refused_whole_and_the_connection_lives() {
+    let registry = TestRegistry::start(&Network::default());
+    let mut client = registry.client().await;
+    let with = |change: fn(&mut proto::ServiceSpec)| {
+        let mut spec = spec("hello", "1");
+        change(&mut spec);
+        proto::PutServiceRequest { spec: Some(spec), if_revision: None }
+    };
+    for (what, request) in [
+        ("env with NUL", with(|spec| drop(spec.environment.insert("A".into(), "x\0y".into())))),
+        ("env name with =", with(|spec| drop(spec.environment.insert("A=B".into(), "".into())))),
+        (
+            "1 MiB of env",
+            with(|spec| drop(spec.environment.insert("A".into(), "x".repeat(1 << 20)))),
+        ),
+        (
+            "huge memory",
+            with(|spec| spec.resources.get_or_insert_default().memory_bytes = u64::MAX),
+        ),
+        ("huge RTT", with(|spec| spec.requirements.get_or_insert_default().hard_rtt_ms = u32::MAX)),
+        (
+            "soft above hard",
+            with(|spec| {
+                let limits = proto::Requirements { soft_rtt_ms: 9, hard_rtt_ms: 5 };
+                spec.requirements = Some(limits);
+            }),
+        ),
+        ("huge idle time-out", with(|spec| spec.idle_timeout_ms = u64::MAX)),
+        ("a protocol to come", with(|spec| spec.protocol = 77)),
+    ] {
+        let status = client.put_service(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
+    }
+    let vast = with(|spec| drop(spec.environment.insert("A".into(), "x".repeat(10 << 20))));
+    let status = client.put_service(vast).await.unwrap_err();
+    let expected = [Code::InvalidArgument, Code::OutOfRange, Code::ResourceExhausted];
+    assert!(expected.contains(&status.code()), "10 MiB of env: {status:?}");
+    let list = client.list_services(proto::ListServicesRequest {}).await.unwrap().into_inner();
+    assert_eq!(list.services, []);
+}
+
+#[tokio::test]
 async fn a_spec_whose_artifact_is_not_there_is_refused() {
     let registry = TestRegistry::start(&Network::default());
     let digest = Digest::of(b"nobody has this").to_string();

@@ -118,6 +118,67 @@ async fn tls_without_a_certificate_or_a_protocol_of_ours_is_refused() {
     assert_eq!(b.http.connections.load(Ordering::SeqCst), 0);
 }
 
+/// Shows a certificate and signs with a key, whether or not they belong together.
+#[derive(Debug)]
+struct Shows(Arc<rustls::sign::CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(
+        &self,
+        _hints: &[&[u8]],
+        _schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// `bytes` with the one place that reads `from` changed.
+fn changed(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|window| window == from).expect("it is in there");
+    [&bytes[..at], to, &bytes[at + from.len()..]].concat()
+}
+
+#[tokio::test]
+async fn a_certificate_proves_nothing_for_whom_it_was_not_made() {
+    let b = Peer::start(&Links::default()).await;
+    let (own, other) = (Identity::ephemeral(), Identity::ephemeral());
+    let key_of = |identity: &Identity| {
+        let public = identity.keypair().public().try_into_ed25519();
+        public.expect("ours are Ed25519").to_bytes()
+    };
+    let (certificate, key) = libp2p_tls::certificate::generate(own.keypair()).unwrap();
+    let (_, another_key) = libp2p_tls::certificate::generate(own.keypair()).unwrap();
+    let claiming = changed(&certificate, &key_of(&own), &key_of(&other));
+    // The last number of the extension's name: 1.3.6.1.4.1.53594.1.1.
+    let name = [0x2b, 6, 1, 4, 1, 0x83, 0xa2, 0x5a, 1];
+    let nameless = changed(&certificate, &[&name[..], &[1]].concat(), &[&name[..], &[2]].concat());
+    for (what, certificate, key, refused) in [
+        ("its own", certificate.to_vec(), &key, false),
+        ("its own, signed with another key", certificate.to_vec(), &another_key, true),
+        ("another peer's id", claiming, &key, true),
+        ("no id at all", nameless, &key, true),
+    ] {
+        let key = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(key).unwrap();
+        let shown = rustls::sign::CertifiedKey::new(vec![certificate.into()], key);
+        let mut client = config();
+        client.client_auth_cert_resolver = Arc::new(Shows(Arc::new(shown)));
+        let stream = TcpStream::connect(b.endpoint.mesh[0]).await.unwrap();
+        let echoed = async {
+            let connector = TlsConnector::from(Arc::new(client));
+            let mut stream = connector.connect(tls::no_name(), stream).await?;
+            stream.write_all(b"x").await?;
+            stream.read_exact(&mut [0; 1]).await
+        };
+        let echoed = timeout(PATIENCE, echoed).await.expect("it was left open");
+        assert_eq!(echoed.is_err(), refused, "{what}: {echoed:?}");
+    }
+    assert_eq!(b.http.connections.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test]
 async fn a_session_is_never_resumed() {
     let b = Peer::start(&Links::default()).await;
