@@ -1,5 +1,7 @@
 //! The program itself: exit codes, streams and signals as a shell sees them.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
@@ -140,7 +142,7 @@ fn a_full_disk_is_a_failure() {
 }
 
 /// A daemon that says that it serves, and never gets an instance started.
-struct Busy(tokio::sync::mpsc::UnboundedSender<String>);
+struct Busy(tokio::sync::mpsc::Sender<String>);
 
 #[tonic::async_trait]
 impl Manager for Busy {
@@ -150,7 +152,7 @@ impl Manager for Busy {
         &self,
         request: Request<proto::AllocateServiceRequest>,
     ) -> Result<Response<Self::AllocateStream>, Status> {
-        self.0.send(request.into_inner().request_id).unwrap();
+        self.0.send(request.into_inner().request_id).await.unwrap();
         Ok(Response::new(Box::pin(futures::stream::pending())))
     }
 
@@ -180,7 +182,7 @@ impl Manager for Busy {
 async fn ctrl_c_in_an_allocation_ends_with_130_and_says_how_to_find_it_again() {
     let dir = tempfile::tempdir().unwrap();
     let sockets = dir.path().join("lca");
-    let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut asked) = tokio::sync::mpsc::channel(1);
     let tasks = Tasks::default();
     let routes = Routes::new(ManagerServer::new(Busy(sender)));
     let listener = Listener::bind(&sockets.join("proxy-4201.sock")).unwrap();

@@ -55,7 +55,7 @@ impl Environment {
 #[derive(Clone, Debug)]
 pub enum Plan {
     /// A registry.
-    Registry(Settings),
+    Registry(Box<Settings>),
     /// An allocator.
     Allocator(Box<allocator::Config>),
     /// A proxy.
@@ -144,7 +144,7 @@ pub fn plan<C: Command>(
     settings.max_connections = connections;
     let http = lca_proxy::Config { max_connections: connections, ..Default::default() };
     let plan = match command.own() {
-        Own::Registry => Plan::Registry(settings),
+        Own::Registry => Plan::Registry(Box::new(settings)),
         Own::Allocator(flags) => {
             let mut offer = lca_allocator::Config::new(settings.data_dir.join("allocator"));
             let room = &mut offer.capacity;

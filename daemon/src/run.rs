@@ -225,7 +225,7 @@ enum Daemon {
 impl Daemon {
     async fn build(plan: Plan) -> Result<Self> {
         Ok(match plan {
-            Plan::Registry(settings) => Self::Registry(registry::App::build(settings).await?),
+            Plan::Registry(settings) => Self::Registry(registry::App::build(*settings).await?),
             Plan::Allocator(config) => Self::Allocator(allocator::App::open(*config).await?),
             Plan::Proxy(config) => Self::Proxy(proxy::App::build(*config).await?),
         })

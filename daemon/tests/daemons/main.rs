@@ -1,6 +1,8 @@
 //! The three binaries as an operator meets them: real processes, real signals, real
 //! sockets, a folder of their own for each test.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+
 mod check;
 mod descriptors;
 mod life;

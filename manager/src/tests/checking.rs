@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::world::{HELLO, World, spec};
 
-fn of<'a>(checks: &'a [proto::PeerCheck], peer: lca::PeerId) -> &'a proto::PeerCheck {
+fn of(checks: &[proto::PeerCheck], peer: lca::PeerId) -> &proto::PeerCheck {
     checks.iter().find(|check| check.peer == peer.to_string()).expect("it is among them")
 }
 
