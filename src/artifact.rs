@@ -199,7 +199,9 @@ fn no_room(digest: Digest, size: u64, full: &Full) -> Error {
 /// What a failed write means to a caller.
 fn not_kept(digest: impl fmt::Display, error: io::Error) -> Error {
     let kind = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoCapacity,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Kind::NoCapacity
+        }
         _ => Kind::Internal,
     };
     Error::new(kind, format!("cannot keep {digest}: {error}")).because(error)

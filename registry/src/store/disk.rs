@@ -5,9 +5,13 @@
 //! Only the holder of `file` writes. When a write fails nobody knows what of it reached
 //! the disk, so the file is opened and read again before the next one; until that
 //! succeeds writes are refused and reads go on.
+//!
+//! A file that is gone must not pass for a first start: `registry.begun` beside it says
+//! that there was one.
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -51,14 +55,19 @@ impl Disk {
     ///
     /// # Errors
     /// [`Kind::Conflict`] if another process has it open; [`Kind::FailedPrecondition`],
-    /// with a remedy, if it is damaged, truncated, empty, or of a newer version, or if
-    /// the folder cannot be written to. A damaged file is never replaced.
+    /// with a remedy, if it is damaged, truncated, empty, of a newer version, or missing
+    /// where one was, or if the folder cannot be written to; [`Kind::NoCapacity`] if
+    /// there is no room. A damaged file is never replaced.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let begun = begun(path);
         if !path.exists() {
+            if begun.exists() {
+                return Err(format::missing(path, &begun));
+            }
             create(path)?;
         }
-        let database = format::open(path)?;
-        let table = format::read(&database, path)?;
+        let (database, table) = format::open(path)?;
+        remember(&begun);
         let opened = Opened { path: path.to_owned(), database: Some(database) };
         Ok(Self { view: Arc::new(View::new(table)), file: Arc::new(Mutex::new(opened)) })
     }
@@ -91,16 +100,8 @@ impl Opened {
     /// The database, opened and read again if the last write failed.
     fn reopened(&mut self, view: &View) -> Result<&Database> {
         if self.database.is_none() {
-            let opened = format::open(&self.path).and_then(|database| {
-                let table = format::read(&database, &self.path)?;
-                view.replace(table);
-                Ok(database)
-            });
-            let database = opened.map_err(|error| {
-                tracing::error!(error = error.chain(), "the store cannot be opened again");
-                Error::new(Kind::Unavailable, "the registry cannot write to its store now")
-                    .because(error)
-            })?;
+            let (database, table) = format::open(&self.path).map_err(not_opened)?;
+            view.replace(table);
             tracing::info!("the store was opened again after a failed write");
             return Ok(self.database.insert(database));
         }
@@ -132,20 +133,43 @@ fn create(path: &Path) -> Result<()> {
     }
 }
 
-fn not_written(error: redb::Error) -> Error {
-    let kind = match &error {
-        redb::Error::Io(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            Kind::NoCapacity
+/// What says that a store was begun here, beside it.
+fn begun(path: &Path) -> PathBuf {
+    path.with_extension("begun")
+}
+
+/// Makes it, if it is not there. A full disk keeps nobody from reading: next time, then.
+fn remember(begun: &Path) {
+    let text = b"A registry was begun here: without its file it refuses to start empty.\n";
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(begun);
+    match made.and_then(|mut file| file.write_all(text)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            tracing::warn!(file = %begun.display(), %error, "cannot be written");
         }
-        _ => Kind::Unavailable,
-    };
+        _ => {}
+    }
+}
+
+/// Whether more room would help.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn not_written(error: redb::Error) -> Error {
+    let full = matches!(&error, redb::Error::Io(error) if is_full(error));
+    let kind = if full { Kind::NoCapacity } else { Kind::Unavailable };
     tracing::error!(%error, "the store cannot be written");
     Error::new(kind, format!("the registry cannot write to its store: {error}")).because(error)
+}
+
+/// Where the file is, is for the log; why it cannot be written, for whoever wants to.
+fn not_opened(error: Error) -> Error {
+    tracing::error!(error = error.chain(), "the store cannot be opened again");
+    let kind = if error.kind() == Kind::NoCapacity { error.kind() } else { Kind::Unavailable };
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let why = cause.map_or("it cannot be opened again".to_owned(), io::Error::to_string);
+    Error::new(kind, format!("the registry cannot write to its store: {why}")).because(error)
 }
 
 #[async_trait]

@@ -7,7 +7,11 @@
 //! | `specs` | name | `lca.v1.ServiceSpec`, encoded |
 //! | `gone` | deleted name | the last revision it had |
 
-use std::path::Path;
+use std::{
+    io,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+};
 
 use lca::{Error, Kind, Result, ServiceName, Spec, api::proto};
 use prost::Message as _;
@@ -54,11 +58,30 @@ pub(super) fn create(path: &Path) -> Result<()> {
     })
 }
 
-/// Opens and checks a store that exists.
-pub(super) fn open(path: &Path) -> Result<Database> {
+/// Opens and checks a store that exists, and reads all of it.
+pub(super) fn open(path: &Path) -> Result<(Database, Table)> {
+    let opened = panic::catch_unwind(AssertUnwindSafe(|| {
+        let database = open_checked(path)?;
+        let table = read(&database, path)?;
+        Ok((database, table))
+    }));
+    // With debug assertions redb panics at damage that it otherwise reports. Nothing of
+    // what it held is used afterwards.
+    opened.unwrap_or_else(|_| Err(unusable(path, "is damaged: it contradicts itself")))
+}
+
+/// What is wrong if there is no file where one was.
+pub(super) fn missing(path: &Path, begun: &Path) -> Error {
+    let (file, begun) = (path.display(), begun.display());
+    let what = format!("{file} is missing, and {begun} says that it was there before");
+    Error::new(Kind::FailedPrecondition, what).hint(format!(
+        "restore it from a backup, or delete {begun} to begin with an empty registry"
+    ))
+}
+
+fn open_checked(path: &Path) -> Result<Database> {
     let file = path.display();
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| unusable(path, format!("cannot be read: {error}")).because(error))?;
+    let metadata = std::fs::metadata(path).map_err(|error| cannot(path, "be read", &error))?;
     if metadata.len() == 0 {
         // redb would make a new store of it, and everything would seem deleted.
         return Err(unusable(path, "is empty"));
@@ -72,21 +95,14 @@ pub(super) fn open(path: &Path) -> Result<Database> {
         DatabaseError::UpgradeRequired(version) => {
             newer_or_older(path, format!("has redb format {version}")).because(error)
         }
-        DatabaseError::Storage(StorageError::Io(io))
-            if matches!(
-                io.kind(),
-                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
-            ) =>
-        {
-            let what = format!("{file} cannot be opened for writing: {io}");
-            Error::new(Kind::FailedPrecondition, what).because(error)
+        DatabaseError::Storage(StorageError::Io(io)) if io.raw_os_error().is_some() => {
+            cannot(path, "be opened for writing", io)
         }
         _ => unusable(path, format!("is damaged: {error}")).because(error),
     })
 }
 
-/// Reads all of it.
-pub(super) fn read(database: &Database, path: &Path) -> Result<Table> {
+fn read(database: &Database, path: &Path) -> Result<Table> {
     let format = format_of(database)
         .map_err(|error| unusable(path, format!("is damaged: {error}")).because(error))?;
     match format {
@@ -164,13 +180,26 @@ fn everything(database: &Database) -> Result<Raw, redb::Error> {
     Ok((specs, gone, floor))
 }
 
+/// The system does not let us, whatever the file is. Its error becomes the cause.
+fn cannot(path: &Path, what: &str, error: &io::Error) -> Error {
+    let kind = if super::is_full(error) { Kind::NoCapacity } else { Kind::FailedPrecondition };
+    let copy = error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error);
+    Error::new(kind, format!("{} cannot {what}: {error}", path.display())).because(copy)
+}
+
 fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {
     Error::new(Kind::FailedPrecondition, format!("{} {reason}", path.display()))
-        .hint("restore it from a backup, or move it away to begin with an empty registry")
+        .hint(format!("restore it from a backup, or {}", to_begin_anew(path)))
 }
 
 fn newer_or_older(path: &Path, reason: impl std::fmt::Display) -> Error {
     let what = format!("{} {reason}, this program reads {FORMAT}", path.display());
     Error::new(Kind::FailedPrecondition, what)
-        .hint("run the version that wrote it, or move it away to begin with an empty registry")
+        .hint(format!("run the version that wrote it, or {}", to_begin_anew(path)))
+}
+
+fn to_begin_anew(path: &Path) -> String {
+    let begun = super::begun(path);
+    let begun = begun.file_name().unwrap_or_default().display();
+    format!("move it and {begun} away to begin with an empty registry")
 }

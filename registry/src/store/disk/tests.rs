@@ -140,7 +140,26 @@ async fn a_first_start_that_was_killed_is_no_damage() {
     let aside = path.with_extension(format!("redb-{}.new", std::process::id()));
     fs::write(&aside, "half").unwrap();
     filled(&path, 1).await;
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["registry.begun", "registry.redb"], "nothing else is left");
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_no_first_start() {
+    let (_dir, path) = folder();
+    filled(&path, 1).await;
+    fs::remove_file(&path).unwrap();
+    let error = Disk::open(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    assert!(error.public().contains("registry.redb is missing"), "{error}");
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("backup") && hint.contains("registry.begun"), "{hint}");
+    assert!(!path.exists());
+    // What the hint says.
+    fs::remove_file(begun(&path)).unwrap();
+    assert_eq!(Disk::open(&path).unwrap().list().await.unwrap(), []);
 }
 
 #[tokio::test]
