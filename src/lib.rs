@@ -17,6 +17,7 @@ pub mod listen;
 pub mod local;
 pub mod logs;
 pub mod mesh;
+pub mod metrics;
 pub mod shutdown;
 mod spec;
 pub mod specs;

@@ -31,8 +31,13 @@ use tonic::transport::Channel;
 
 use crate::{
     Digest, Error, Kind, Result, ServiceHash, ServiceName, Spec,
-    api::proto::registry_client::RegistryClient, artifact, discovery::Discovery,
-    endpoint::Endpoint, mesh::Mesh, shutdown::Spawner,
+    api::proto::registry_client::RegistryClient,
+    artifact,
+    discovery::Discovery,
+    endpoint::Endpoint,
+    mesh::Mesh,
+    metrics::{self, Metrics},
+    shutdown::Spawner,
 };
 
 use cache::{Cache, Verdict};
@@ -61,11 +66,13 @@ pub struct Config {
     pub ttl: Duration,
     /// Where to remember specs over a restart; `None`: nowhere.
     pub file: Option<PathBuf>,
+    /// Where the bytes of artifacts are counted.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ttl: Duration::from_secs(2), file: None }
+        Self { ttl: Duration::from_secs(2), file: None, metrics: Metrics::default() }
     }
 }
 
@@ -78,6 +85,15 @@ pub struct Cached {
     pub hash: ServiceHash,
     /// True if no registry has confirmed it lately.
     pub stale: bool,
+    /// What requests for it are counted under.
+    pub counted: metrics::Slot,
+}
+
+impl Cached {
+    fn new(spec: Spec, stale: bool) -> Self {
+        let hash = spec.hash();
+        Self { spec, hash, stale, counted: metrics::Slot::default() }
+    }
 }
 
 /// The specs this node knows, and the way to the registries. Cheap to clone.
@@ -95,6 +111,7 @@ struct Shared {
     questions: Flights<ServiceName, Arc<Cached>>,
     fetches: Flights<(Digest, PathBuf), PathBuf>,
     spawner: Spawner,
+    metrics: Metrics,
 }
 
 impl Specs {
@@ -123,6 +140,7 @@ impl Specs {
                 questions: Flights::default(),
                 fetches: Flights::default(),
                 spawner: spawner.clone(),
+                metrics: config.metrics,
             }),
         };
         spawner.spawn("spec watch", watch::run(specs.clone(), spawner.stopping()));
@@ -224,8 +242,9 @@ impl Specs {
         let (specs, store) = (self.clone(), store.clone());
         let key = (digest, store.path(digest));
         let shared = &self.shared;
-        let fetch =
-            move || async move { fetch::fetch(&specs.shared.registries, digest, &store).await };
+        let fetch = move || async move {
+            fetch::fetch(&specs.shared.registries, &specs.shared.metrics, digest, &store).await
+        };
         shared.fetches.join(key, &shared.spawner, fetch)?.await
     }
 

@@ -74,21 +74,21 @@ impl From<Capacity> for proto::Capacity {
 /// Lets one more instance in, or says what is missing.
 ///
 /// # Errors
-/// [`Kind::NoCapacity`], saying of what and how much.
+/// [`Kind::NoCapacity`], saying of what and how much; and the word for what is missing.
 pub(crate) fn admit(
     service: &ServiceName,
     total: Capacity,
     used: Capacity,
     wanted: Capacity,
-) -> Result<(), Error> {
-    let full = |sentence| Err(Error::new(Kind::NoCapacity, sentence));
+) -> Result<(), (&'static str, Error)> {
+    let full = |what, sentence| Err((what, Error::new(Kind::NoCapacity, sentence)));
     if used.instances >= total.instances {
-        return full(format!("all {} places for instances are taken", total.instances));
+        return full("instances", format!("all {} places for instances are taken", total.instances));
     }
     let left = total.cpu_millis.saturating_sub(used.cpu_millis);
     if wanted.cpu_millis > left {
         let (total, needs) = (total.cpu_millis, wanted.cpu_millis);
-        return full(format!(
+        return full("cpu", format!(
             "{left} of {total} thousandths of a core are free, and {service} needs {needs}"
         ));
     }
@@ -96,7 +96,7 @@ pub(crate) fn admit(
     if wanted.memory_bytes > left {
         let (left, total) = (left >> 20, total.memory_bytes >> 20);
         let needs = wanted.memory_bytes.div_ceil(1 << 20);
-        return full(format!(
+        return full("memory", format!(
             "{left} of {total} MiB of memory are free, and {service} needs {needs}"
         ));
     }
@@ -122,7 +122,8 @@ mod tests {
         let service = "hello".parse().unwrap();
         let total = Capacity { cpu_millis: 4000, memory_bytes: 8 << 20, instances: 2 };
         let wanted = Capacity { cpu_millis: 100, memory_bytes: 4 << 20, instances: 1 };
-        let refused = |used| admit(&service, total, used, wanted).unwrap_err().public().to_owned();
+        let refused =
+            |used| admit(&service, total, used, wanted).unwrap_err().1.public().to_owned();
         assert_eq!(
             refused(Capacity { cpu_millis: 3950, ..Capacity::default() }),
             "50 of 4000 thousandths of a core are free, and hello needs 100"

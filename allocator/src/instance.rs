@@ -231,6 +231,8 @@ impl Owner {
             }
             _ => tracing::info!(service = %name, instance = %id, reason, "instance stopped"),
         }
+        let outcome = if state == State::Failed { "failed" } else { "stopped" };
+        supervisor.config.metrics.allocator.ended.with_label_values(&[outcome]).inc();
         entry.view.send_modify(|view| view.output = output);
         self.state = state;
         if !self.left {
@@ -280,7 +282,9 @@ impl Owner {
         self.supervisor.changed.notify_one();
     }
 
-    fn timed(&mut self, name: &str, since: Instant, detail: &str) {
+    fn timed(&mut self, name: &'static str, since: Instant, detail: &str) {
+        let steps = self.supervisor.config.metrics.allocator.steps.with_label_values(&[name]);
+        steps.observe(since.elapsed().as_secs_f64());
         self.steps.push(api::step(name, since, detail));
     }
 

@@ -31,6 +31,7 @@ use lca::{
     api::proto::{allocator_server::AllocatorServer, instances_server::InstancesServer},
     artifact,
     discovery::Discovery,
+    metrics::Metrics,
     shutdown::Spawner,
     specs::Specs,
 };
@@ -42,6 +43,7 @@ pub use told::Told;
 
 use crate::{
     ledger::{Ledger, Left},
+    lifecycle::State,
     outside::{Catalog, Gate, real},
     supervisor::Supervisor,
 };
@@ -61,6 +63,8 @@ pub struct Config {
     pub max_starting: usize,
     /// Deadlines.
     pub timing: Timing,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 /// How long things may take.
@@ -105,6 +109,11 @@ impl Timing {
 }
 
 impl Config {
+    /// Counts a start that was refused, by a word for what was in the way.
+    fn refused(&self, reason: &str) {
+        self.metrics.allocator.refusals.with_label_values(&[reason]).inc();
+    }
+
     /// Starts a core may have at the same time: starting is mostly waiting.
     const STARTS_PER_CORE: usize = 16;
 
@@ -118,6 +127,7 @@ impl Config {
             keep_instances: false,
             max_starting: cores * Self::STARTS_PER_CORE,
             timing: Timing::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -251,6 +261,16 @@ impl Allocator {
     /// Serves `lca.v1.Instances`, for the instances of this allocator.
     pub fn instances_server(&self) -> InstancesServer<Self> {
         InstancesServer::new(self.clone())
+    }
+
+    /// Brings the instances by state up to date in its metrics.
+    pub fn count_instances(&self) {
+        let gauges = &self.supervisor.config.metrics.allocator.instances;
+        let books = self.supervisor.lock();
+        for (state, word) in State::LIVE {
+            let count = books.table.live().filter(|entry| entry.state() == state).count();
+            gauges.with_label_values(&[word]).set(count as i64);
+        }
     }
 
     /// Takes no more work and stops every instance, politely, then by force, unless the

@@ -41,6 +41,15 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Those an instance does not end in, and what each is counted under.
+    pub(crate) const LIVE: [(Self, &'static str); 5] = [
+        (Self::Pending, "pending"),
+        (Self::Fetching, "fetching"),
+        (Self::Starting, "starting"),
+        (Self::Ready, "ready"),
+        (Self::Draining, "draining"),
+    ];
+
     /// Whether this is the end.
     pub(crate) const fn is_ended(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)

@@ -20,6 +20,7 @@ use crate::{
     Allocator,
     driver::{Begin, Output},
     requests::{Mode, Wanted},
+    supervisor::Allocated,
     table::Entry,
 };
 
@@ -47,8 +48,11 @@ impl allocator_server::Allocator for Allocator {
             hash: request.service_hash.parse().map_err(Error::from)?,
             mode: mode(request.mode)?,
         };
+        let name = wanted.service.clone();
         let allocated =
-            self.supervisor.allocate(caller, wanted, request_id).instrument(span.clone()).await?;
+            self.supervisor.allocate(caller, wanted, request_id).instrument(span.clone()).await;
+        self.count(&name, &allocated);
+        let allocated = allocated?;
         let (instance, joined) = (allocated.entry.id, allocated.joined);
         span.in_scope(|| tracing::debug!(%instance, joined, "allocated"));
         Ok(Response::new(AllocateResponse {
@@ -138,6 +142,16 @@ impl instances_server::Instances for Allocator {
 }
 
 impl Allocator {
+    fn count(&self, name: &ServiceName, allocated: &Result<Allocated, Error>) {
+        let metrics = &self.supervisor.config.metrics;
+        let (service, outcome) = match allocated {
+            Ok(allocated) if allocated.joined => (metrics.service(name), "joined"),
+            Ok(_) => (metrics.service(name), "started"),
+            Err(error) => (metrics.seen_service(name), error.kind().slug()),
+        };
+        metrics.allocator.allocations.with_label_values(&[service.label(), outcome]).inc();
+    }
+
     fn describe_entry(&self, entry: &Entry) -> proto::Instance {
         let own = self.supervisor.discovery.own();
         let view = entry.view.borrow();

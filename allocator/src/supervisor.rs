@@ -220,6 +220,7 @@ impl Books {
         now: Instant,
     ) -> Result<Decided> {
         if self.stopping {
+            config.refused("stopping");
             return Err(
                 Error::new(Kind::Unavailable, "this allocator is stopping").retry_after(BUSY)
             );
@@ -249,14 +250,20 @@ impl Books {
         now: Instant,
     ) -> Result<Arc<Entry>> {
         if let Some(failure) = self.failures.check(wanted.hash, now) {
+            config.refused("failed-before");
             return Err(failure);
         }
         if self.table.coming_up() >= config.max_starting {
+            config.refused("starting");
             let reason = format!("{} instances are starting here already", config.max_starting);
             return Err(Error::new(Kind::NoCapacity, reason).retry_after(BUSY));
         }
         let room = table::room(&spec);
-        admission::admit(&spec.name, config.capacity, self.table.used(), room)?;
+        let admitted = admission::admit(&spec.name, config.capacity, self.table.used(), room);
+        admitted.map_err(|(missing, error)| {
+            config.refused(missing);
+            error
+        })?;
         let entry = Arc::new(Entry::new(spec, wanted.hash, now));
         self.table.insert(entry.clone());
         Ok(entry)

@@ -81,9 +81,9 @@ impl App {
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
         let Config { settings, mut allocator, http, keep_instances: keep } = config;
         allocator.keep_instances = keep;
-        let base = Base::bind(&settings, Role::Allocator, dir).await?;
+        let mut base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
-        let ingress = Ingress::new(lca_ingress::Config::default());
+        let ingress = Ingress::new(lca_ingress::Config::default(), base.metrics.clone());
         let fronts = InstanceFronts {
             http,
             manager: base.manager.clone(),
@@ -97,6 +97,7 @@ impl App {
             .chain(&base.node.bootstrap_addresses())
             .map(ToString::to_string)
             .collect();
+        allocator.metrics = base.metrics.clone();
         allocator.told = lca_allocator::Told { bootstraps: known };
         let collaborators = Collaborators {
             driver,
@@ -106,6 +107,7 @@ impl App {
             fronts: Some(Arc::new(fronts)),
         };
         let allocator = Allocator::start(allocator, collaborators, &base.spawner).await?;
+        base.allocator = Some(allocator.clone());
         let grpc = base
             .peer_routes()
             .add_service(base.manager.specs_server())

@@ -15,9 +15,11 @@ use lca::{
     endpoint::Role,
     local,
     mesh::Mesh,
+    metrics::Metrics,
     shutdown::{Spawner, Tasks},
     specs::{self, Specs},
 };
+use lca_allocator::Allocator;
 use lca_manager::Manager;
 use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
@@ -135,6 +137,10 @@ pub(crate) struct Base {
     pub(crate) node: Node,
     pub(crate) specs: Specs,
     pub(crate) manager: Manager,
+    pub(crate) metrics: Metrics,
+    /// Whose instances are counted at a scrape.
+    pub(crate) allocator: Option<Allocator>,
+    scrapes: Option<crate::metrics::Listener>,
     role: Role,
     listener: mesh::Listener,
     health: Health,
@@ -167,6 +173,7 @@ impl Base {
             max_connections: settings.max_connections,
             links: settings.links.clone(),
             timing: settings.timing,
+            metrics: metrics.clone(),
             ..lca_node::Config::loopback(identity, roles)
         };
         let mut tasks = Tasks::default();
@@ -186,6 +193,14 @@ impl Base {
         };
         let (node, listener) = bound?;
         let spawner = tasks.spawner();
+        let metrics = Metrics::default();
+        crate::metrics::started(&metrics, role);
+        let scrapes = match settings.metrics_listen {
+            Some(address) => {
+                Some(crate::metrics::Listener::bind(address, settings.insecure_open_network).await?)
+            }
+            None => None,
+        };
         let libp2p = node.bootstrap_addresses().first().map(|at| at.port);
         ports.keep(settings, libp2p, listener.address().port());
         let discovery: Arc<dyn Discovery> = Arc::new(node.clone());
@@ -193,10 +208,14 @@ impl Base {
         let specs = specs::Config {
             ttl: settings.spec_ttl,
             file: Some(settings.data_dir.join("specs.cache")),
+            metrics: metrics.clone(),
         };
         let specs = Specs::start(specs, discovery.clone(), peers.clone(), &spawner)?;
-        let manager =
-            lca_manager::Config { requirements: settings.requirements, ..Default::default() };
+        let manager = lca_manager::Config {
+            requirements: settings.requirements,
+            metrics: metrics.clone(),
+            ..Default::default()
+        };
         let manager = Manager::start(manager, specs.clone(), discovery, peers, &spawner);
         let health = Health::start(role, node.clone(), &spawner).await;
         let diagnosis = Diagnosis {
@@ -207,7 +226,21 @@ impl Base {
             data_dir: settings.data_dir.clone(),
             front: None,
         };
-        Ok(Self { tasks, spawner, node, specs, manager, role, listener, health, diagnosis, dir })
+        Ok(Self {
+            tasks,
+            spawner,
+            node,
+            specs,
+            manager,
+            metrics,
+            allocator: None,
+            scrapes,
+            role,
+            listener,
+            health,
+            diagnosis,
+            dir,
+        })
     }
 
     /// The mesh routes every daemon has: health, and who its peers are.
@@ -238,10 +271,15 @@ impl Base {
             mesh: self.node.mesh_addresses(),
             front,
             grpc: None,
-            metrics: None,
+            metrics: self.scrapes.as_ref().map(crate::metrics::Listener::address),
             socket: local.path().to_owned(),
         };
         self.listener.serve(handlers, &self.spawner);
+        if let Some(scrapes) = self.scrapes {
+            let (metrics, node) = (self.metrics.clone(), self.node.clone());
+            let sources = crate::metrics::Sources { metrics, node, allocator: self.allocator };
+            scrapes.serve(sources, &self.spawner);
+        }
         let diagnosis = Diagnosis { front, ..self.diagnosis };
         let routes = self.manager.local_routes();
         let routes = routes.add_service(self.health.server()).add_service(diagnosis.server());

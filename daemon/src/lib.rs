@@ -13,6 +13,7 @@ mod diagnose;
 mod external;
 mod health;
 pub mod limits;
+mod metrics;
 mod notify;
 pub mod plan;
 mod ports;

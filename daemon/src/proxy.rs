@@ -64,7 +64,7 @@ impl App {
         let mut grpc = base.peer_routes().add_service(base.manager.specs_server());
         let mut http: Option<Arc<dyn ServeHttp>> = None;
         let external = config.external.map(|what| {
-            let ingress = Ingress::new(lca_ingress::Config::default());
+            let ingress = Ingress::new(lca_ingress::Config::default(), base.metrics.clone());
             http = Some(Arc::new(ingress.clone()));
             let (specs, discovery) = (base.specs.clone(), Arc::new(base.node.clone()));
             Representative::start(what, specs, discovery, ingress, &base.spawner)

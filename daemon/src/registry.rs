@@ -26,6 +26,7 @@ impl App {
         let dir = DataDir::take(&settings.data_dir).await?;
         let registry = Registry::open(&settings.data_dir)?;
         let base = Base::bind(&settings, Role::Registry, dir).await?;
+        let registry = registry.counting_in(base.metrics.clone());
         let local = base.bind_local(&settings, base.mesh_port())?;
         let grpc = base.peer_routes().add_service(registry.server());
         let running = base.serve(Handlers { grpc, http: None }, local, None).await?;

@@ -5,7 +5,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,8 +19,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use lca::{
     Error, InstanceId, Kind, PeerId, ServiceHash,
     headers::{self, Failure, Load, Refusal},
+    metrics::{Ended, Exchange, Held},
 };
-use lca_node::h1::{self, Body, BoxError, Cause, Failed, Patient, hygiene};
+use lca_node::h1::{self, Body, BoxError, Cause, Failed, Metered, Patient, hygiene};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
@@ -44,6 +44,7 @@ pub(crate) async fn serve<S>(ingress: Arc<Shared>, stream: S, from: PeerId)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let _counted = Held::new(&ingress.metrics.ingress.connections);
     let config = ingress.config;
     let end = Arc::new(Notify::new());
     let cut = end.clone();
@@ -76,32 +77,37 @@ async fn answer(
     let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
     let Some((instance, hash)) = wanted(&ingress, request.headers()) else {
         tracing::debug!(request = id, peer = %from.short(), "unknown instance");
-        return Ok(refused(Refusal::Unknown, Load::default()));
+        return Ok(refused(&ingress, Refusal::Unknown, Load::default()));
     };
     let open = match instance.admit(hash, &end) {
         Ok(open) => open,
         Err(refusal) => {
             tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
                 refusal = refusal.as_str(), "refused");
-            return Ok(refused(refusal, instance.load()));
+            return Ok(refused(&ingress, refusal, instance.load()));
         }
     };
-    let stall = ingress.config.instances.stall;
-    let request = match for_application(request, stall) {
+    let exchange = Exchange::at_ingress(&ingress.metrics, instance.counted.clone());
+    let request = match for_application(request, &ingress, &instance) {
         Ok(request) => request,
-        Err(error) => return Ok(problem(&error, id, instance.load())),
+        Err(error) => {
+            exchange.ended(Ended::Failed(error.kind()));
+            return Ok(problem(&error, id, instance.load()));
+        }
     };
     let started = Instant::now();
     match ingress.pool.send(&instance.local, request).await {
         Ok(answer) => {
             instance.answered(started.elapsed());
+            exchange.ended(Ended::Answered(answer.status()));
             Ok(from_application(answer, instance.load(), open))
         }
         // The application saw nothing of it, so it may go anywhere else.
         Err(Failed::NotSent(_, error)) => {
+            exchange.ended(Ended::Otherwise("unreachable"));
             tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
                 error = error.chain(), "the instance cannot be reached");
-            Ok(refused(Refusal::Unknown, instance.load()))
+            Ok(refused(&ingress, Refusal::Unknown, instance.load()))
         }
         Err(Failed::Sent(cause, error)) => {
             tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
@@ -110,8 +116,12 @@ async fn answer(
                 Cause::Silent => Failure::Silent,
                 Cause::Garbled => Failure::Garbled,
                 Cause::Late => Failure::Late,
-                Cause::Body => return Err(error.into()),
+                Cause::Body => {
+                    exchange.ended(Ended::BROKEN_OFF);
+                    return Err(error.into());
+                }
             };
+            exchange.ended(Ended::Otherwise(failure.as_str()));
             let mut answer = problem(&error, id, instance.load());
             let word = HeaderValue::from_static(failure.as_str());
             answer.headers_mut().insert(headers::FAILURE, word);
@@ -129,7 +139,11 @@ fn wanted(ingress: &Shared, headers: &HeaderMap) -> Option<(Arc<Instance>, Servi
 }
 
 /// The request without what concerns only the mesh.
-fn for_application(request: Request<Incoming>, stall: Duration) -> Result<Request<Body>, Error> {
+fn for_application(
+    request: Request<Incoming>,
+    ingress: &Shared,
+    instance: &Instance,
+) -> Result<Request<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     let invalid = |text| Err(Error::new(Kind::InvalidArgument, text));
     if parts.uri.authority().is_some() || !parts.uri.path().starts_with('/') {
@@ -142,7 +156,9 @@ fn for_application(request: Request<Incoming>, stall: Duration) -> Result<Reques
     parts.extensions.clear();
     hygiene::strip_hop_by_hop(&mut parts.headers);
     hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
-    Ok(Request::from_parts(parts, Patient::new(body, stall).boxed_unsync()))
+    let body = Patient::new(body, ingress.config.instances.stall);
+    let upload = instance.counted.at_ingress().upload.clone();
+    Ok(Request::from_parts(parts, Metered::new(body, upload).boxed_unsync()))
 }
 
 /// The answer without what the application must not say, and with our word on load.
@@ -152,10 +168,12 @@ fn from_application(answer: Response<Body>, load: Load, open: Open) -> Response<
     hygiene::strip_hop_by_hop(&mut parts.headers);
     hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
     parts.headers.insert(headers::LOAD, load.to_header());
+    let body = Metered::new(body, open.counted().at_ingress().download.clone());
     Response::from_parts(parts, Counted { body, _open: open }.boxed_unsync())
 }
 
-fn refused(refusal: Refusal, load: Load) -> Response<Body> {
+fn refused(ingress: &Shared, refusal: Refusal, load: Load) -> Response<Body> {
+    ingress.metrics.ingress.refusals.with_label_values(&[refusal.as_str()]).inc();
     let mut answer = Response::new(h1::empty());
     *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let word = HeaderValue::from_static(refusal.as_str());
@@ -172,7 +190,7 @@ fn problem(error: &Error, request: &str, load: Load) -> Response<Body> {
 
 /// An answer's body: its request is open as long as it lives.
 struct Counted {
-    body: Body,
+    body: Metered<Body>,
     _open: Open,
 }
 

@@ -13,20 +13,23 @@ use std::{
 };
 
 use lca::{
-    InstanceId, ServiceHash,
+    InstanceId, ServiceHash, ServiceName,
     headers::{Load, Refusal},
+    metrics,
 };
 use tokio::sync::{Notify, watch};
 
 use crate::Shared;
 
 /// An instance on this machine, or an external service that this node represents.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Local {
     /// Which one.
     pub instance: InstanceId,
     /// What it is an instance of: a request for anything else is refused.
     pub hash: ServiceHash,
+    /// What that service is called; requests are counted under it.
+    pub service: ServiceName,
     /// Where it listens.
     pub address: SocketAddr,
     /// Requests it is given at once; one more is refused.
@@ -36,6 +39,7 @@ pub struct Local {
 /// An instance and its open requests.
 pub(crate) struct Instance {
     pub(crate) local: Local,
+    pub(crate) counted: Arc<metrics::Service>,
     state: watch::Sender<State>,
     app_us: AtomicU64,
 }
@@ -50,8 +54,8 @@ struct State {
 }
 
 impl Instance {
-    pub(crate) fn new(local: Local) -> Self {
-        Self { local, state: watch::Sender::default(), app_us: AtomicU64::new(0) }
+    pub(crate) fn new(local: Local, counted: Arc<metrics::Service>) -> Self {
+        Self { local, counted, state: watch::Sender::default(), app_us: AtomicU64::new(0) }
     }
 
     /// Counts one more request in, or says why not. `end` is what has to be notified
@@ -99,6 +103,13 @@ impl Instance {
 pub(crate) struct Open {
     instance: Arc<Instance>,
     id: u64,
+}
+
+impl Open {
+    /// What its service is counted under.
+    pub(crate) fn counted(&self) -> &metrics::Service {
+        &self.instance.counted
+    }
 }
 
 impl Drop for Open {
@@ -188,6 +199,8 @@ impl fmt::Debug for Registration {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use lca::metrics::Metrics;
+
     use super::*;
     use crate::{Config, Ingress};
 
@@ -195,15 +208,16 @@ mod tests {
         Local {
             instance: InstanceId::random(),
             hash: ServiceHash::from_sha256([7; 32]),
+            service: "hello".parse().unwrap(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
             limit,
         }
     }
 
     fn registered(limit: u32) -> (Ingress, Registration, Arc<Instance>) {
-        let ingress = Ingress::new(Config::default());
+        let ingress = Ingress::new(Config::default(), Metrics::default());
         let local = local(limit);
-        let registration = ingress.register(local);
+        let registration = ingress.register(local.clone());
         let instance = ingress.shared.instance(local.instance).unwrap();
         (ingress, registration, instance)
     }

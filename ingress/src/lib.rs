@@ -18,7 +18,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use lca::{Error, InstanceId, Kind, PeerId, Result};
+use lca::{Error, InstanceId, Kind, PeerId, Result, metrics::Metrics};
 use lca_node::{
     h1,
     mesh::{ServeHttp, Stream},
@@ -68,19 +68,21 @@ struct Shared {
     config: Config,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pool: h1::Pool<Loopback>,
+    metrics: Metrics,
 }
 
 impl Ingress {
-    /// One that knows no instance yet.
-    pub fn new(config: Config) -> Self {
+    /// One that knows no instance yet, and counts in `metrics`.
+    pub fn new(config: Config, metrics: Metrics) -> Self {
         let pool = h1::Pool::new(Loopback, config.instances);
-        Self { shared: Arc::new(Shared { config, instances: Mutex::default(), pool }) }
+        Self { shared: Arc::new(Shared { config, instances: Mutex::default(), pool, metrics }) }
     }
 
     /// Makes an instance reachable for as long as the registration is held.
     pub fn register(&self, local: Local) -> Registration {
-        let instance = Arc::new(Instance::new(local));
-        self.shared.lock().insert(local.instance, instance.clone());
+        let (id, counted) = (local.instance, self.shared.metrics.service(&local.service));
+        let instance = Arc::new(Instance::new(local, counted));
+        self.shared.lock().insert(id, instance.clone());
         Registration::new(self.shared.clone(), instance)
     }
 }

@@ -21,6 +21,7 @@ use lca::{
         proto::{self, Step},
     },
     endpoint::Endpoint,
+    metrics::Metrics,
     shutdown::Spawner,
 };
 use tokio::{sync::watch, time::Instant};
@@ -105,12 +106,18 @@ pub(crate) struct Boarded {
 type Open = Arc<Mutex<HashMap<Question, Boarded>>>;
 
 /// All flights of a manager.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Flights {
     open: Open,
+    metrics: Metrics,
 }
 
 impl Flights {
+    /// None yet. What they do is counted in `metrics`.
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { open: Open::default(), metrics }
+    }
+
     /// Joins the flight for `question`, or starts it with `fly`.
     ///
     /// # Errors
@@ -151,6 +158,7 @@ impl Flights {
             open: self.open.clone(),
             progress: sender,
             landed: AtomicBool::new(false),
+            metrics: self.metrics.clone(),
         };
         let stop = spawner.stopping();
         let flying = fly(flight);
@@ -181,6 +189,7 @@ pub(crate) struct Flight {
     open: Open,
     progress: watch::Sender<Progress>,
     landed: AtomicBool,
+    metrics: Metrics,
 }
 
 impl Flight {
@@ -193,8 +202,10 @@ impl Flight {
         &self.question
     }
 
-    /// Notes that a step which began at `since` is over.
-    pub(crate) fn step(&self, name: &str, since: Instant, detail: impl Into<String>) {
+    /// Notes that a step which began at `since` is over. `name` is also a label.
+    pub(crate) fn step(&self, name: &'static str, since: Instant, detail: impl Into<String>) {
+        let steps = self.metrics.manager.steps.with_label_values(&[name]);
+        steps.observe(since.elapsed().as_secs_f64());
         let step = api::step(name, since, detail);
         self.progress.send_if_modified(|progress| {
             let flying = progress.end.is_none();
@@ -211,6 +222,12 @@ impl Flight {
         if self.landed.swap(true, Ordering::Relaxed) {
             return;
         }
+        let outcome = match &end {
+            Ok(landed) if landed.allocated.is_some() => "allocated",
+            Ok(_) => "found",
+            Err(_) => "failed",
+        };
+        self.metrics.manager.flights.with_label_values(&[outcome]).inc();
         lock(&self.open).remove(&self.question);
         self.progress.send_modify(|progress| {
             if let Ok(Landed { allocated: Some(answer), .. }) = &end {

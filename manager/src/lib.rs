@@ -38,6 +38,7 @@ use lca::{
     api::proto::Step,
     endpoint::Endpoint,
     headers::{Load, Refusal},
+    metrics::{self, Metrics},
 };
 use tokio::time::Instant;
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub hints_fresh: Duration,
     /// How often allocators are looked for: every 10 s.
     pub allocators_every: Duration,
+    /// Where cold starts are counted, and requests of a front by service.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
@@ -64,6 +67,7 @@ impl Default for Config {
             requirements: Requirements::default(),
             hints_fresh: Duration::from_secs(30),
             allocators_every: Duration::from_secs(10),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -112,6 +116,8 @@ pub struct Target {
     pub endpoint: Arc<Endpoint>,
     /// What had to be done first, in order; empty when it was known.
     pub steps: Vec<Step>,
+    /// What it is counted under.
+    pub counted: Arc<metrics::Service>,
 }
 
 /// What became of a request that was sent to a [`Target`].

@@ -14,6 +14,7 @@ use lca::{
     api::{self, proto::Step},
     discovery::Discovery,
     mesh::Mesh,
+    metrics::{self, Metrics},
     shutdown::Spawner,
     specs::{Cached, Specs},
 };
@@ -74,6 +75,8 @@ pub(crate) struct Wait {
     pub(crate) progress: watch::Receiver<Progress>,
     /// What this request did before it boarded.
     pub(crate) before: Vec<Step>,
+    /// What the service is counted under.
+    pub(crate) counted: Arc<metrics::Service>,
 }
 
 impl Manager {
@@ -94,7 +97,7 @@ impl Manager {
             requirements: RwLock::new(config.requirements),
             cache: Mutex::new(Cache::new(config.hints_fresh)),
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
-            flights: Flights::default(),
+            flights: Flights::new(config.metrics.clone()),
             spawner: spawner.clone(),
             specs,
             reach,
@@ -134,7 +137,8 @@ impl Manager {
             match wait.end(&wish).await {
                 Ok(Landed { instance, endpoint, .. }) => {
                     let (service, hash, steps) = (wish.service, wait.hash, wait.steps());
-                    return Ok(Target { service, hash, instance, endpoint, steps });
+                    let counted = wait.counted;
+                    return Ok(Target { service, hash, instance, endpoint, steps, counted });
                 }
                 Err(error) if !again && self.is_outdated(&wish, wait.hash, &error).await => {
                     again = true;
@@ -152,6 +156,15 @@ impl Manager {
         }
         let refreshed = timeout_at(wish.deadline, self.inner.specs.refresh(&wish.service)).await;
         matches!(refreshed, Ok(Ok(spec)) if spec.hash != hash)
+    }
+
+    /// Where this manager counts, and whoever works with it may.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.config.metrics
+    }
+
+    fn counted(&self, spec: &Cached) -> Arc<metrics::Service> {
+        spec.counted.get(self.metrics(), &spec.spec.name).clone()
     }
 
     /// Says what became of a request sent to `target`. Never blocks.
@@ -177,14 +190,15 @@ impl Manager {
                 instance: known.instance,
                 endpoint: known.endpoint,
                 steps: Vec::new(),
+                counted: self.counted(&spec),
             }));
         }
         let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
         let how = if wish.allocate { How::Ensure } else { How::Find };
         let question = Question::new(spec.hash, limits, &wish.tried, how);
-        let hash = spec.hash;
+        let (hash, counted) = (spec.hash, self.counted(&spec));
         let progress = self.board(&question, spec, wish)?;
-        Ok(Way::Flight(Wait { hash, progress, before }))
+        Ok(Way::Flight(Wait { hash, progress, before, counted }))
     }
 
     /// Another instance in any case. The same `request_id` is the same call.
@@ -200,9 +214,9 @@ impl Manager {
         let limits = self.inner.limits(&spec, wish.tighten);
         let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
         let question = Question::new(spec.hash, limits, &[], How::New(request_id));
-        let hash = spec.hash;
+        let (hash, counted) = (spec.hash, self.counted(&spec));
         let progress = self.board(&question, spec, wish)?;
-        Ok(Wait { hash, progress, before })
+        Ok(Wait { hash, progress, before, counted })
     }
 
     async fn spec(&self, wish: &Wish) -> Result<Arc<Cached>> {

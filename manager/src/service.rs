@@ -145,7 +145,8 @@ impl ForLocal {
                     }
                     let Landed { instance, endpoint, .. } = landed;
                     let (service, hash) = (wish.service.clone(), wait.hash);
-                    let target = Target { service, hash, instance, endpoint, steps: Vec::new() };
+                    let (steps, counted) = (Vec::new(), wait.counted.clone());
+                    let target = Target { service, hash, instance, endpoint, steps, counted };
                     (target, wait.steps())
                 }
             };

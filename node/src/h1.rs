@@ -12,7 +12,7 @@ mod io;
 mod lease;
 mod pool;
 
-pub use body::{Body, BoxError, Patient, empty, full};
+pub use body::{Body, BoxError, Metered, Patient, empty, full};
 pub use io::Bounded;
 pub use pool::{Cause, Config, Dial, Failed, Pool};
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lca::{config::Bootstrap, endpoint::Role};
+use lca::{config::Bootstrap, endpoint::Role, metrics::Metrics};
 
 use link::Links;
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub links: Links,
     /// How long things take.
     pub timing: Timing,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 impl Config {
@@ -71,6 +73,7 @@ impl Config {
             max_connections: mesh::CONNECTIONS,
             links: Links::default(),
             timing: Timing::default(),
+            metrics: Metrics::default(),
         }
     }
 }

@@ -37,10 +37,13 @@ impl Node {
     /// an address cannot be bound otherwise; both name it. Then nothing is running.
     pub async fn bind(config: Config, spawner: &Spawner) -> Result<(Self, mesh::Listener)> {
         let Config { identity, roles, listen, mesh_listen, .. } = config;
-        let Config { advertise, bootstraps, boot, links, timing, max_connections, .. } = config;
+        let Config { advertise, bootstraps, boot, links, timing, .. } = config;
+        let Config { max_connections, metrics, .. } = config;
+        let (at, counted) = (mesh_listen, metrics.clone());
         let listener =
-            mesh::Listener::bind(mesh_listen, &identity, timing.mesh, max_connections).await?;
-        let client = mesh::Client::new(&identity, links.clone(), timing.mesh, spawner)?;
+            mesh::Listener::bind(at, &identity, timing.mesh, max_connections, counted).await?;
+        let client =
+            mesh::Client::new(&identity, links.clone(), timing.mesh, metrics.clone(), spawner)?;
         let mesh = listener.address();
         let setup = swarm::Setup {
             identity,
@@ -53,6 +56,7 @@ impl Node {
             max_connections,
             links,
             timing,
+            metrics,
         };
         let swarm = swarm::Handle::start(setup, spawner).await?;
         Ok((Self { swarm, mesh: client }, listener))

@@ -29,6 +29,7 @@ use lca::{
     config::Bootstrap,
     discovery::{Finding, Found, Key},
     endpoint::{Endpoint, Role},
+    metrics::Metrics,
     shutdown::Spawner,
 };
 use libp2p::Swarm;
@@ -90,6 +91,7 @@ pub(crate) struct Setup {
     pub(crate) max_connections: usize,
     pub(crate) links: Links,
     pub(crate) timing: Timing,
+    pub(crate) metrics: Metrics,
 }
 
 /// What handles ask of the actor. Each reply is sent exactly once, or dropped with the
@@ -132,7 +134,7 @@ impl Handle {
         }
         let (identity, timing) = (setup.identity.clone(), setup.timing);
         let local = identity.peer_id();
-        let meter = Arc::new(Meter::default());
+        let meter = Arc::new(Meter::new(&setup.metrics));
         let transport = transport::build(
             identity.keypair(),
             local,
@@ -155,7 +157,7 @@ impl Handle {
 
         let (inbox, commands) = mpsc::channel(INBOX);
         let (publish, status) = watch::channel(Status::default());
-        let (book, counters) = (Book::default(), Arc::new(Counters::default()));
+        let (book, counters) = (Book::default(), Arc::new(Counters::new(setup.metrics.clone())));
         let mut actor = Actor::new(swarm, setup, book.clone(), counters.clone(), commands, publish);
         tokio::time::timeout(LISTENING, actor.listening())
             .await

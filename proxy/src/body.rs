@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use lca::metrics::Counter;
 use lca_node::h1::{self, Body, BoxError, Patient};
 
 /// The body of one request, for all its attempts.
@@ -73,12 +74,14 @@ where
     }
 
     /// The body for one more attempt. It begins once the one before is dropped.
-    pub(crate) fn attempt(&self) -> Body {
+    /// What it takes from the source is counted in `bytes`.
+    pub(crate) fn attempt(&self, bytes: &Counter) -> Body {
         match &self.state {
             None => h1::empty(),
             Some(state) => {
                 let hint = lock(state).hint;
-                Attempt { state: state.clone(), source: None, next: 0, hint }.boxed_unsync()
+                let (state, bytes) = (state.clone(), bytes.clone());
+                Attempt { state, source: None, next: 0, hint, bytes }.boxed_unsync()
             }
         }
     }
@@ -95,6 +98,7 @@ struct Attempt<B> {
     // Of what is held, the first that this attempt has not sent.
     next: usize,
     hint: SizeHint,
+    bytes: Counter,
 }
 
 impl<B> HttpBody for Attempt<B>
@@ -123,6 +127,11 @@ where
             return Poll::Pending;
         };
         let frame = ready!(Pin::new(source).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.bytes.inc_by(data.len() as u64);
+        }
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) if state.hold => {
@@ -169,6 +178,10 @@ mod tests {
 
     const STALL: Duration = Duration::from_secs(60);
 
+    fn bytes() -> Counter {
+        lca::metrics::Metrics::default().artifacts.sent.clone()
+    }
+
     async fn all(body: Body) -> Bytes {
         body.collect().await.unwrap().to_bytes()
     }
@@ -178,7 +191,7 @@ mod tests {
         let upload = Upload::new(Full::new(Bytes::from_static(b"small")), 5, STALL);
         for _ in 0..3 {
             assert!(upload.is_whole());
-            let attempt = upload.attempt();
+            let attempt = upload.attempt(&bytes());
             assert_eq!(attempt.size_hint().exact(), Some(5));
             assert_eq!(all(attempt).await, "small");
         }
@@ -187,9 +200,9 @@ mod tests {
     #[tokio::test]
     async fn a_large_body_is_whole_until_some_of_it_is_taken() {
         let upload = Upload::new(Full::new(Bytes::from_static(b"larger")), 5, STALL);
-        drop(upload.attempt());
+        drop(upload.attempt(&bytes()));
         assert!(upload.is_whole());
-        assert_eq!(all(upload.attempt()).await, "larger");
+        assert_eq!(all(upload.attempt(&bytes())).await, "larger");
         assert!(!upload.is_whole());
     }
 
@@ -199,9 +212,9 @@ mod tests {
         let body = Sized(StreamBody::new(stream::iter(frames)));
         assert_eq!(body.size_hint().exact(), Some(2));
         let upload = Upload::new(body, 5, STALL);
-        let mut first = upload.attempt();
+        let mut first = upload.attempt(&bytes());
         first.frame().await.unwrap().unwrap();
-        let mut second = upload.attempt();
+        let mut second = upload.attempt(&bytes());
         assert_eq!(second.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
         assert!(second.frame().now_or_never().is_none());
         drop(first);
@@ -212,10 +225,10 @@ mod tests {
     #[tokio::test]
     async fn no_body_is_always_whole_and_a_broken_one_never() {
         let none = Upload::new(Full::new(Bytes::new()), 5, STALL);
-        assert!(none.is_whole() && none.attempt().is_end_stream());
+        assert!(none.is_whole() && none.attempt(&bytes()).is_end_stream());
         let frames = [Err::<Frame<Bytes>, BoxError>("reset".into())];
         let upload = Upload::new(StreamBody::new(stream::iter(frames)), 5, STALL);
-        assert!(upload.attempt().collect().await.is_err());
+        assert!(upload.attempt(&bytes()).collect().await.is_err());
         assert!(upload.failed() && !upload.is_whole());
     }
 

@@ -4,16 +4,18 @@
 use std::{net::SocketAddr, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use lca::{
     Error, Kind, PeerId, RequestId, Result,
     endpoint::Endpoint,
     headers::{FAILURE, Failure, INSTANCE, LOAD, Load, REFUSAL, REQUEST_ID, Refusal, SERVICE},
+    metrics::{Counter, Ended, Exchange},
 };
 use lca_manager::{Manager, Outcome, Target, Wish};
 use lca_node::{
     Node,
-    h1::{self, Body, Failed},
+    h1::{self, Body, Failed, Metered},
     mesh,
 };
 use tokio::time::{Instant, timeout_at};
@@ -99,10 +101,18 @@ impl Forward {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, BrokenOff> {
         let id = RequestId::random();
-        let mut answer = match self.try_answer(client, request, &id).await {
-            Ok(answer) => answer,
-            Err(Stopped::BrokenOff) => return Err(BrokenOff),
+        let mut exchange = Exchange::at_front(self.manager.metrics());
+        let mut answer = match self.try_answer(client, request, &id, &mut exchange).await {
+            Ok((answer, ended)) => {
+                exchange.ended(ended);
+                answer
+            }
+            Err(Stopped::BrokenOff) => {
+                exchange.ended(Ended::BROKEN_OFF);
+                return Err(BrokenOff);
+            }
             Err(Stopped::Failed(error)) => {
+                exchange.ended(Ended::Failed(error.kind()));
                 tracing::debug!(request = %id, kind = error.kind().slug(), error = error.chain(), "failed");
                 let mut problem = error.to_problem(id.as_str()).map(h1::full);
                 if problem.status() == StatusCode::METHOD_NOT_ALLOWED {
@@ -121,13 +131,17 @@ impl Forward {
         client: Client,
         request: Request<Incoming>,
         id: &RequestId,
-    ) -> Result<Response<Body>, Stopped> {
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(Response<Body>, Ended), Stopped> {
         let (mut parts, body) = request.into_parts();
         let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
         let (service, target, authority) = match routed {
             Route::Service { service, target, authority } => (service, target, authority),
-            Route::Redirect(location) => return Ok(redirect(location)),
+            Route::Redirect(location) => {
+                return Ok((redirect(location), Ended::Otherwise("redirected")));
+            }
         };
+        exchange.named(&service);
         let deadline = Instant::now() + self.config.start;
         let mut wish = Wish::new(service, deadline);
         wish.request = Some(id.clone());
@@ -138,7 +152,7 @@ impl Forward {
         parts.uri = target.into();
         let Config { hold, peers, attempts, refusals, .. } = self.config;
         let upload = Upload::new(body, hold, peers.stall);
-        let mut before = None;
+        let (mut before, mut last) = (None, None);
         let (mut unseen, mut seen) = (0, 0);
         loop {
             let target = match self.pick(wish.clone()).await {
@@ -149,10 +163,18 @@ impl Forward {
             };
             tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
                 peer = %target.endpoint.peer.short(), unseen, seen, "sending");
-            let request = to_instance(&parts, &target, upload.attempt());
+            exchange.is_for(&target.counted);
+            if let Some(trouble) = last {
+                self.retried(&target, trouble);
+            }
+            let counted = target.counted.at_front();
+            let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
             let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
                 Ok(answer) => match self.judge(&target, &answer) {
-                    None => return Ok(to_client(answer)),
+                    None => {
+                        let ended = Ended::Answered(answer.status());
+                        return Ok((to_client(answer, counted.download.clone()), ended));
+                    }
                     Some(trouble) => (trouble, None),
                 },
                 Err(Failed::NotSent(_, error)) => (Trouble::NotSent, Some(error)),
@@ -178,8 +200,14 @@ impl Forward {
                 return Err(error.into());
             }
             before = before.or(maybe_seen.then_some(error));
+            last = Some(trouble);
             wish.tried.push(target.instance);
         }
+    }
+
+    fn retried(&self, target: &Target, because: Trouble) {
+        let retries = &self.manager.metrics().front.retries;
+        retries.with_label_values(&[target.counted.label(), because.as_str()]).inc();
     }
 
     async fn pick(&self, wish: Wish) -> Result<Target> {
@@ -251,11 +279,11 @@ fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<B
     request
 }
 
-fn to_client(answer: Response<Body>) -> Response<Body> {
+fn to_client(answer: Response<Body>, bytes: Counter) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     headers::for_client(&mut parts.headers);
-    Response::from_parts(parts, body)
+    Response::from_parts(parts, Metered::new(body, bytes).boxed_unsync())
 }
 
 fn redirect(location: HeaderValue) -> Response<Body> {

@@ -4,7 +4,12 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lca::{Error, Kind, Result, listen::Acceptor, shutdown::Spawner};
+use lca::{
+    Error, Kind, Result,
+    listen::Acceptor,
+    metrics::{Held, Metrics},
+    shutdown::Spawner,
+};
 use lca_manager::Manager;
 use lca_node::{Node, h1::Bounded};
 use tokio::{
@@ -43,6 +48,7 @@ pub struct Front {
 struct Shared {
     config: Config,
     forward: Forward,
+    metrics: Metrics,
     connections: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
 }
@@ -76,6 +82,7 @@ impl Front {
         })?;
         let shared = Arc::new(Shared {
             config,
+            metrics: manager.metrics().clone(),
             forward: Forward::new(config, manager, node),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
@@ -129,6 +136,7 @@ impl Front {
                     ));
                 }
                 Err(_) => {
+                    shared.metrics.front.refusals.with_label_values(&["connections"]).inc();
                     if let Ok(permit) = shared.refusals.clone().try_acquire_owned() {
                         spawner.spawn_short(refuse(stream, permit));
                     }
@@ -145,6 +153,7 @@ async fn connection(
     stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
+    let _counted = Held::new(&shared.metrics.front.connections);
     let own = match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
         Ok(own) => own,
         Err(error) => return tracing::debug!(client = %from, %error, "connection over"),

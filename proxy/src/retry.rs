@@ -33,6 +33,17 @@ impl Trouble {
             }
     }
 
+    /// The word it is counted under.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.as_str(),
+            Self::NotSent => "not-sent",
+            Self::Silent => "silent",
+            Self::Garbled => "garbled",
+            Self::Late => "late",
+        }
+    }
+
     /// What a failed exchange with ingress means; none if it was the request's own
     /// body that failed.
     pub(crate) fn of(cause: Cause) -> Option<Self> {

@@ -15,6 +15,7 @@ use lca::{
         registry_server::{Registry as Api, RegistryServer},
     },
     artifact,
+    metrics::Metrics,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
@@ -46,6 +47,7 @@ pub struct Registry {
     uploads: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl Registry {
@@ -76,7 +78,14 @@ impl Registry {
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// The same registry, counting in `metrics`.
+    #[must_use]
+    pub fn counting_in(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// The service, to be added to any number of gRPC servers. A watch lasts until its
@@ -181,7 +190,9 @@ impl Api for Registry {
         request: Request<Streaming<proto::PutArtifactRequest>>,
     ) -> Result<Response<proto::PutArtifactResponse>, Status> {
         let _permit = admit(&self.uploads, "uploads")?;
-        Ok(Response::new(artifacts::receive(&self.artifacts, request.into_inner()).await?))
+        Ok(Response::new(
+            artifacts::receive(&self.artifacts, &self.metrics, request.into_inner()).await?,
+        ))
     }
 
     async fn get_artifact(
@@ -190,7 +201,7 @@ impl Api for Registry {
     ) -> Result<Response<Self::GetArtifactStream>, Status> {
         let permit = admit(&self.downloads, "downloads")?;
         let digest = request.into_inner().digest.parse().map_err(Error::from)?;
-        let chunks = artifacts::send(&self.artifacts, digest, permit).await?;
+        let chunks = artifacts::send(&self.artifacts, &self.metrics, digest, permit).await?;
         Ok(Response::new(Box::pin(chunks)))
     }
 }

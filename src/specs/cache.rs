@@ -111,9 +111,8 @@ impl Cache {
 
     /// Takes over what was known before the start.
     pub(super) fn remember(&mut self, spec: Spec, from: PeerId) {
-        let hash = spec.hash();
         let name = spec.name.clone();
-        let cached = Arc::new(Cached { spec, hash, stale: true });
+        let cached = Arc::new(Cached::new(spec, true));
         self.entries.put(name, Entry { cached, from, confirmed: None });
     }
 
@@ -133,8 +132,7 @@ impl Cache {
             }
         } else if self.absences.peek(&spec.name).is_some_and(|known| known.since >= asked) {
             // Deleted since: true when it was said, not to be kept.
-            let hash = spec.hash();
-            return Arc::new(Cached { spec, hash, stale: false });
+            return Arc::new(Cached::new(spec, false));
         }
         self.put(spec, from, now)
     }
@@ -227,9 +225,8 @@ impl Cache {
     }
 
     fn put(&mut self, spec: Spec, from: PeerId, now: Instant) -> Arc<Cached> {
-        let hash = spec.hash();
         let name = spec.name.clone();
-        let cached = Arc::new(Cached { spec, hash, stale: false });
+        let cached = Arc::new(Cached::new(spec, false));
         self.absences.pop(&name);
         self.entries.put(name, Entry { cached: cached.clone(), from, confirmed: Some(now) });
         cached

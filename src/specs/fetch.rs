@@ -5,7 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
 use super::registries::Registries;
-use crate::{Digest, Error, Kind, Result, api::proto, artifact, endpoint::Endpoint};
+use crate::{
+    Digest, Error, Kind, Result, api::proto, artifact, endpoint::Endpoint, metrics::Metrics,
+};
 
 /// Longest wait for the next chunk before the next registry is tried.
 const NO_PROGRESS: Duration = Duration::from_secs(10);
@@ -15,22 +17,24 @@ const WHOLE: Duration = Duration::from_secs(60 * 60);
 /// Fetches an artifact into `store`, from the nearest registry that has it.
 pub(super) async fn fetch(
     registries: &Registries,
+    metrics: &Metrics,
     digest: Digest,
     store: &artifact::Store,
 ) -> Result<PathBuf> {
     let late = |_| Err(Error::new(Kind::Timeout, format!("{digest} took longer than {WHOLE:?}")));
-    timeout(WHOLE, fetch_from_any(registries, digest, store)).await.unwrap_or_else(late)
+    timeout(WHOLE, fetch_from_any(registries, metrics, digest, store)).await.unwrap_or_else(late)
 }
 
 async fn fetch_from_any(
     registries: &Registries,
+    metrics: &Metrics,
     digest: Digest,
     store: &artifact::Store,
 ) -> Result<PathBuf> {
     let mut worst: Option<Error> = None;
     let mut candidates = registries.candidates();
     while let Some(registry) = candidates.next().await {
-        let error = match fetch_one(registries, &registry, digest, store).await {
+        let error = match fetch_one(registries, metrics, &registry, digest, store).await {
             Ok(path) => return Ok(path),
             // Our own disk: another registry does not help.
             Err(Failure::Ours(error)) => return Err(error),
@@ -70,6 +74,7 @@ enum Failure {
 
 async fn fetch_one(
     registries: &Registries,
+    metrics: &Metrics,
     registry: &Endpoint,
     digest: Digest,
     store: &artifact::Store,
@@ -95,6 +100,7 @@ async fn fetch_one(
                 empty.insert(begun.map_err(|error| blame(error, digest, &who))?)
             }
         };
+        metrics.artifacts.received.inc_by(chunk.data.len() as u64);
         receiving.write(&chunk.data).await.map_err(|error| blame(error, digest, &who))?;
     }
     let Some(incoming) = incoming else {

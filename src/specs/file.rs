@@ -140,9 +140,8 @@ mod tests {
     fn entry(name: &str) -> (Arc<Cached>, PeerId) {
         let spec = proto::ServiceSpec { name: name.into(), revision: 3, ..Default::default() };
         let spec = Spec::try_from(spec).unwrap();
-        let hash = spec.hash();
         let from = PeerId::from_public_key([1; 32]);
-        (Arc::new(Cached { spec, hash, stale: false }), from)
+        (Arc::new(Cached::new(spec, false)), from)
     }
 
     #[test]

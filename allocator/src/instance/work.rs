@@ -232,6 +232,7 @@ impl Owner {
         let door = self.supervisor.gate.open(Local {
             instance: self.entry.id,
             hash: self.entry.hash,
+            service: self.entry.spec.name.clone(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             limit: self.entry.spec.concurrency_limit,
         });

@@ -93,8 +93,9 @@ impl Ways {
 impl Gate for Ways {
     fn open(&self, local: Local) -> Arc<dyn Door> {
         let (open, draining) = (watch::Sender::new(0), watch::Sender::new(false));
+        let id = local.instance;
         let way = Arc::new(Way { local, open, draining });
-        self.doors.lock().unwrap().insert(local.instance, Arc::downgrade(&way));
+        self.doors.lock().unwrap().insert(id, Arc::downgrade(&way));
         way
     }
 }
@@ -167,6 +168,7 @@ pub(super) fn config() -> Config {
             grace: Duration::from_millis(200),
             ..Timing::default()
         },
+        metrics: lca::metrics::Metrics::default(),
     }
 }
 

@@ -47,7 +47,7 @@ async fn allocator(network: &Network, dir: &Path, tasks: &Tasks) -> Peer {
         driver: Arc::new(Process::open(&dir.join("instances")).unwrap()),
         specs,
         discovery,
-        ingress: Ingress::new(lca_ingress::Config::default()),
+        ingress: Ingress::new(lca_ingress::Config::default(), Default::default()),
         fronts: None,
     };
     let allocator =

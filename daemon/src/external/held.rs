@@ -101,7 +101,8 @@ impl Held {
                     None => {
                         let (instance, hash) = (self.id, spec.hash);
                         let limit = spec.spec.concurrency_limit;
-                        let local = Local { instance, hash, address, limit };
+                        let service = spec.spec.name.clone();
+                        let local = Local { instance, hash, service, address, limit };
                         self.way_in = Some(Arc::new(register(local)));
                     }
                 }

@@ -39,7 +39,7 @@ fn id(held: &Held) -> InstanceId {
 
 #[test]
 fn one_look_in_vain_changes_nothing_two_withdraw_and_an_answer_brings_it_back() {
-    let ingress = Ingress::new(lca_ingress::Config::default());
+    let ingress = Ingress::new(lca_ingress::Config::default(), Default::default());
     let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
     let spec = known(|_| {});
     let mut held = Held::starting(spec.clone());

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lca::testing::eventually;
+use lca::{metrics::Metrics, testing::eventually};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
@@ -61,14 +61,15 @@ impl World {
         let local = Local {
             instance: InstanceId::random(),
             hash: ServiceHash::from_sha256([7; 32]),
+            service: "hello".parse().unwrap(),
             address: app.local_addr().unwrap(),
             limit: 1,
         };
-        Self { ingress: Ingress::new(Config::default()), app, local }
+        Self { ingress: Ingress::new(Config::default(), Metrics::default()), app, local }
     }
 
     fn register(&self) -> Registration {
-        self.ingress.register(self.local)
+        self.ingress.register(self.local.clone())
     }
 
     fn peer(&self) -> Wire<DuplexStream> {

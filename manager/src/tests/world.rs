@@ -82,7 +82,7 @@ impl World {
         let mesh: Arc<dyn Mesh> = Arc::new(peer.clone());
         let spawner = self.tasks.lock().unwrap().spawner();
         let ttl = Duration::from_secs(2);
-        let specs = specs::Config { ttl, file: None };
+        let specs = specs::Config { ttl, ..Default::default() };
         let specs = Specs::start(specs, discovery.clone(), mesh.clone(), &spawner).unwrap();
         let manager = Manager::start(config, specs, discovery, mesh, &spawner);
         Client { peer, manager }

@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use lca::metrics::Counter;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What a body may fail with.
@@ -76,6 +77,49 @@ where
         let fresh = !std::mem::replace(&mut self.waiting, true);
         ready!(poll_timer(&mut self.timer, fresh, limit, cx));
         Poll::Ready(Some(Err(silent(limit).into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A body whose bytes are counted as they pass.
+#[derive(Debug)]
+pub struct Metered<B> {
+    inner: B,
+    bytes: Counter,
+}
+
+impl<B> Metered<B> {
+    /// Counts the bytes of `inner` in `bytes`.
+    pub const fn new(inner: B, bytes: Counter) -> Self {
+        Self { inner, bytes }
+    }
+}
+
+impl<B> HttpBody for Metered<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.bytes.inc_by(data.len() as u64);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -21,6 +21,7 @@ use lca::{
     Error, Kind, PeerId, Result,
     endpoint::Endpoint,
     mesh::{INTEREST, Mesh},
+    metrics::Metrics,
     shutdown::Spawner,
 };
 use lru::LruCache;
@@ -54,6 +55,7 @@ pub struct Client {
 /// What the clones share, and probes come back to.
 pub(super) struct Shared {
     dialler: Dialler,
+    metrics: Metrics,
     spawner: Spawner,
     peers: Mutex<LruCache<PeerId, Entry>>,
 }
@@ -104,11 +106,12 @@ impl Client {
         identity: &Identity,
         links: Links,
         timing: Timing,
+        metrics: Metrics,
         spawner: &Spawner,
     ) -> Result<Self> {
         let dialler = Dialler::new(identity, links, timing)?;
         let peers = Mutex::new(LruCache::new(PEERS));
-        Ok(Self { shared: Arc::new(Shared { dialler, spawner: spawner.clone(), peers }) })
+        Ok(Self { shared: Arc::new(Shared { dialler, metrics, spawner: spawner.clone(), peers }) })
     }
 
     /// A fresh verified connection, for those who pool their own. Has the connect
@@ -265,6 +268,7 @@ impl Shared {
             hurry: hurry.clone(),
             shared: Arc::downgrade(self),
             window: Window::default(),
+            metrics: self.metrics.clone(),
         };
         let task = stop.clone();
         self.spawner.spawn_short(async move {

@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use lca::{PeerId, Result, listen::Acceptor, shutdown::Spawner};
+use lca::{
+    PeerId, Result,
+    listen::Acceptor,
+    metrics::{Held, Metrics},
+    shutdown::Spawner,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
@@ -39,6 +44,7 @@ pub struct Listener {
     tls: Arc<rustls::ServerConfig>,
     timing: Timing,
     connections: usize,
+    metrics: Metrics,
 }
 
 impl Listener {
@@ -52,12 +58,13 @@ impl Listener {
         identity: &Identity,
         timing: Timing,
         connections: usize,
+        metrics: Metrics,
     ) -> Result<Self> {
         let tls = tls::server(identity.keypair())?;
         let failed = |error| cannot_listen(address, error);
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, tls, timing, connections })
+        Ok(Self { socket, address, tls, timing, connections, metrics })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -68,7 +75,7 @@ impl Listener {
     /// Accepts and serves until the daemon stops; then what is open may finish for
     /// half a second.
     pub fn serve(self, handlers: Handlers, spawner: &Spawner) {
-        let Self { socket, address, tls, timing, connections } = self;
+        let Self { socket, address, tls, timing, connections, metrics } = self;
         let entrance = Entrance {
             tls,
             deadline: timing.handshake,
@@ -76,6 +83,7 @@ impl Listener {
             connections: Tally::new(connections, CONNECTIONS_EACH.min(connections)),
             serving: Serving::start(handlers, spawner),
             spawner: spawner.clone(),
+            metrics,
         };
         let stopping = spawner.stopping();
         spawner.spawn("mesh listener", async move {
@@ -96,6 +104,7 @@ struct Entrance {
     connections: Tally<PeerId>,
     serving: Serving,
     spawner: Spawner,
+    metrics: Metrics,
 }
 
 impl Entrance {
@@ -110,6 +119,7 @@ impl Entrance {
     /// Handles one connection in a task, if there is a place for it.
     fn take(&self, stream: TcpStream, from: SocketAddr) {
         let Some(place) = self.handshakes.enter(from.ip().to_canonical()) else {
+            self.refused("handshakes");
             tracing::debug!(%from, "too many handshakes, closed");
             return;
         };
@@ -123,11 +133,25 @@ impl Entrance {
             };
             drop(place);
             match stream {
-                Ok(Ok(stream)) => entrance.serving.serve(stream, &entrance.spawner).await,
-                Ok(Err(error)) => tracing::debug!(%from, %error, "not a peer, closed"),
-                Err(_) => tracing::debug!(%from, "no handshake in time, closed"),
+                Ok(Ok(stream)) => {
+                    let _counted = Held::new(&entrance.metrics.node.connections);
+                    entrance.serving.serve(stream, &entrance.spawner).await;
+                }
+                Ok(Err(error)) => {
+                    let many = error.kind() == io::ErrorKind::QuotaExceeded;
+                    entrance.refused(if many { "connections" } else { "handshake" });
+                    tracing::debug!(%from, %error, "not a peer, closed");
+                }
+                Err(_) => {
+                    entrance.refused("handshake");
+                    tracing::debug!(%from, "no handshake in time, closed");
+                }
             }
         });
+    }
+
+    fn refused(&self, reason: &str) {
+        self.metrics.node.refusals.with_label_values(&[reason]).inc();
     }
 
     async fn handshake(&self, stream: TcpStream) -> io::Result<Stream> {
@@ -136,7 +160,8 @@ impl Entrance {
         let (peer, alpn) = tls::identify(stream.get_ref().1)?;
         let place = self.connections.enter(peer);
         if place.is_none() {
-            return Err(io::Error::other(format!("too many connections of {}", peer.short())));
+            let many = format!("too many connections of {}", peer.short());
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, many));
         }
         Ok(Stream::new(Io::Accepted(Box::new(stream)), peer, alpn, place))
     }

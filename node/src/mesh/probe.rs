@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lca::{Error, Kind, PeerId, endpoint::Endpoint};
+use lca::{Error, Kind, PeerId, endpoint::Endpoint, metrics::Metrics};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, watch},
@@ -57,6 +57,7 @@ pub(super) struct Prober {
     /// Knows whether anybody is still interested.
     pub(super) shared: Weak<Shared>,
     pub(super) window: Window,
+    pub(super) metrics: Metrics,
 }
 
 impl Prober {
@@ -123,12 +124,14 @@ impl Prober {
     }
 
     fn answered(&mut self, took: Duration) {
+        self.metrics.node.probe_rtt.observe(took.as_secs_f64());
         self.window.answered(took);
         let rtt = self.window.median();
         self.reading.send_modify(|reading| (reading.rtt, reading.silent) = (rtt, false));
     }
 
     fn lost(&mut self, error: Error) {
+        self.metrics.node.probe_failures.inc();
         let falls_silent = self.window.lost();
         if falls_silent {
             tracing::debug!(peer = %self.peer.short(), error = error.chain(), "peer is silent");

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use lca::metrics::Metrics;
 use lca::{
     Kind, Result,
     api::{
@@ -65,8 +66,9 @@ impl Peer {
     async fn start_as(identity: Identity, at: SocketAddr, boot: u64, links: &Links) -> Self {
         let tasks = Tasks::default();
         let spawner = tasks.spawner();
-        let listener = Listener::bind(at, &identity, BRISK, CONNECTIONS).await.unwrap();
-        let client = Client::new(&identity, links.clone(), BRISK, &spawner).unwrap();
+        let metrics = Metrics::default();
+        let listener = Listener::bind(at, &identity, BRISK, CONNECTIONS, metrics.clone()).await.unwrap();
+        let client = Client::new(&identity, links.clone(), BRISK, metrics, &spawner).unwrap();
         let endpoint = endpoint(identity.peer_id(), &[listener.address()], boot);
         let http = Arc::new(Recorder::default());
         let grpc = Routes::new(InstancesServer::new(WhoAsks));
@@ -316,8 +318,10 @@ async fn stopping_waits_for_no_idle_connection() {
 #[tokio::test]
 async fn a_taken_port_is_named() {
     let a = Peer::start(&Links::default()).await;
-    let error =
-        Listener::bind(a.endpoint.mesh[0], &a.identity, BRISK, CONNECTIONS).await.unwrap_err();
+    let metrics = Metrics::default();
+    let error = Listener::bind(a.endpoint.mesh[0], &a.identity, BRISK, CONNECTIONS, metrics)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(error.public().contains(&a.endpoint.mesh[0].to_string()), "{error}");
 }

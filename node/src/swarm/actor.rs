@@ -16,6 +16,7 @@ use futures::{
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
+use lca::metrics::Dropped;
 use lca::{PeerId, config::Host, endpoint::MAX_ADDRESSES};
 use libp2p::{
     Multiaddr, Swarm,
@@ -256,8 +257,13 @@ impl Actor {
     }
 
     /// Counts something that was dropped because it was not as it must be.
-    pub(crate) fn refuse(&mut self, from: impl std::fmt::Display, why: &dyn std::fmt::Display) {
-        self.counters.refused();
+    pub(crate) fn refuse(
+        &mut self,
+        what: Dropped,
+        from: impl std::fmt::Display,
+        why: &dyn std::fmt::Display,
+    ) {
+        self.counters.refused(what);
         tracing::debug!(%from, %why, "dropped what a peer sent");
     }
 

@@ -4,6 +4,7 @@
 use std::{io, net::SocketAddr, time::Instant};
 
 use lca::endpoint::MAX_ADDRESSES;
+use lca::metrics::Dropped;
 use libp2p::{
     Multiaddr, PeerId as Libp2pId, identify, kad, ping, request_response,
     swarm::{DialError, SwarmEvent},
@@ -84,7 +85,7 @@ impl Actor {
                 if let Err(error) =
                     self.swarm.behaviour_mut().kademlia.store_mut().keep(record, now)
                 {
-                    self.refuse(source, &error);
+                    self.refuse(Dropped::Value, source, &error);
                 }
             }
             kad::Event::InboundRequest {
@@ -96,7 +97,7 @@ impl Actor {
                     self.swarm.behaviour_mut().kademlia.store_mut().add_provider(record).is_ok()
                 };
                 if !kept {
-                    self.refuse(publisher, &"the announcement is malformed");
+                    self.refuse(Dropped::Announcement, publisher, &"the announcement is malformed");
                 }
             }
             kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
@@ -124,7 +125,11 @@ impl Actor {
                             let source = Source::Value { expires };
                             self.on_record(peer, &found.record.value, source, now);
                         }
-                        _ => self.refuse(peer, &"a value of the DHT has expired, or never would"),
+                        _ => self.refuse(
+                            Dropped::Expired,
+                            peer,
+                            &"a value of the DHT has expired, or never would",
+                        ),
                     },
                     _ => {}
                 }
@@ -157,7 +162,7 @@ impl Actor {
             Event::OutboundFailure { peer, connection_id, request_id, error } => {
                 match error {
                     OutboundFailure::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        self.refuse(peer, &error);
+                        self.refuse(Dropped::Answer, peer, &error);
                     }
                     // Whoever is alive answers this at once, so the connection is dead:
                     // without it the next query dials anew.

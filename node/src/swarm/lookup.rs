@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use lca::metrics::{self, Dropped};
 use lca::{
     PeerId,
     discovery::{Found, Key},
@@ -49,13 +50,23 @@ struct Find {
     search: Search,
     query: QueryId,
     found: mpsc::Sender<Found>,
+    since: Instant,
+    told: bool,
 }
 
 impl Find {
     /// False if nobody listens any more.
-    fn say(&self, found: Option<Found>) -> bool {
+    fn say(&mut self, found: Option<Found>, metrics: &metrics::Node) -> bool {
+        let Some(found) = found else { return !self.found.is_closed() };
+        let miss = matches!(found, Found::Miss);
         // There is room for everything that one find can say.
-        found.is_none_or(|found| self.found.try_send(found).is_ok()) && !self.found.is_closed()
+        let heard = self.found.try_send(found).is_ok();
+        if heard && miss {
+            metrics.misses.inc();
+        } else if heard && !std::mem::replace(&mut self.told, true) {
+            metrics.first_endpoint.observe(self.since.elapsed().as_secs_f64());
+        }
+        heard
     }
 }
 
@@ -89,7 +100,7 @@ impl Actor {
         self.timers.set(now + patience, Due::Late(id));
         self.timers.set(now + self.timing.query, Due::FindOver(id));
         let search = Search::new(self.local, self.peers.len());
-        self.lookups.finds.insert(id, Find { search, query, found });
+        self.lookups.finds.insert(id, Find { search, query, found, since: now, told: false });
     }
 
     /// Somebody named providers.
@@ -132,7 +143,7 @@ impl Actor {
         if let Some(mut find) = self.lookups.finds.remove(&id) {
             find.search.late();
             let miss = find.search.miss();
-            find.say(miss);
+            find.say(miss, self.counters.node());
             self.finish(find.query);
         }
     }
@@ -141,7 +152,7 @@ impl Actor {
     fn look_at(&mut self, id: FindId) {
         let Some(find) = self.lookups.finds.get_mut(&id) else { return };
         let miss = find.search.miss();
-        if !find.say(miss) || find.search.is_over() {
+        if !find.say(miss, self.counters.node()) || find.search.is_over() {
             self.end_find(id);
         }
     }
@@ -149,7 +160,7 @@ impl Actor {
     fn resolved(&mut self, id: FindId, endpoint: Option<Arc<Endpoint>>) {
         if let Some(find) = self.lookups.finds.get_mut(&id) {
             let found = find.search.resolved(endpoint);
-            find.say(found);
+            find.say(found, self.counters.node());
         }
     }
 
@@ -208,7 +219,7 @@ impl Actor {
                     self.settle(peer, Some(endpoint));
                 }
             }
-            Err(error) => self.refuse(peer, &error),
+            Err(error) => self.refuse(Dropped::Record, peer, &error),
         }
     }
 

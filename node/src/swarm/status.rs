@@ -3,13 +3,13 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, PoisonError},
 };
 
-use lca::config::Bootstrap;
+use lca::{
+    config::Bootstrap,
+    metrics::{self, Counter, Dropped, Metrics},
+};
 use libp2p::kad::QueryStats;
 
 use super::actor::Purpose;
@@ -73,45 +73,61 @@ pub struct FindStats {
 }
 
 /// What the actor counts and handles read, without a message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counters {
-    refused: AtomicU64,
-    finds: AtomicU64,
-    requests: AtomicU64,
-    answered: AtomicU64,
-    failed: AtomicU64,
+    metrics: Metrics,
+    /// Requests of finds, by how they ended.
+    answered: Counter,
+    failed: Counter,
+    unfinished: Counter,
+    dropped: [Counter; Dropped::ALL.len()],
     /// Where the swarm can be dialled.
     addresses: Mutex<Vec<SocketAddr>>,
 }
 
 impl Counters {
-    pub(crate) fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        let [answered, failed, unfinished] = ["answered", "failed", "unfinished"]
+            .map(|outcome| metrics.node.find_requests.with_label_values(&[outcome]));
+        let dropped =
+            Dropped::ALL.map(|what| metrics.node.dropped.with_label_values(&[what.as_str()]));
+        let addresses = Mutex::default();
+        Self { metrics, answered, failed, unfinished, dropped, addresses }
+    }
+
+    pub(crate) fn node(&self) -> &metrics::Node {
+        &self.metrics.node
+    }
+
+    pub(crate) fn refused(&self, what: Dropped) {
+        self.node().dropped.with_label_values(&[what.as_str()]).inc();
     }
 
     pub(crate) fn refused_so_far(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+        self.dropped.iter().map(Counter::get).sum()
     }
 
     pub(crate) fn count(&self, purpose: Purpose, stats: &QueryStats) {
-        let add = |counter: &AtomicU64, by: u32| counter.fetch_add(by.into(), Ordering::Relaxed);
         match purpose {
             Purpose::Tell => return,
-            Purpose::Find(_) => drop(add(&self.finds, 1)),
+            Purpose::Find(_) => self.node().finds.inc(),
             Purpose::Value(_) => {}
         }
-        add(&self.requests, stats.num_requests());
-        add(&self.answered, stats.num_successes());
-        add(&self.failed, stats.num_failures());
+        let (answered, failed) = (stats.num_successes(), stats.num_failures());
+        let unfinished = stats.num_requests().saturating_sub(answered).saturating_sub(failed);
+        self.answered.inc_by(answered.into());
+        self.failed.inc_by(failed.into());
+        self.unfinished.inc_by(unfinished.into());
     }
 
     pub(crate) fn find_stats(&self) -> FindStats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let [answered, failed, unfinished] =
+            [&self.answered, &self.failed, &self.unfinished].map(Counter::get);
         FindStats {
-            finds: read(&self.finds),
-            requests: read(&self.requests),
-            answered: read(&self.answered),
-            failed: read(&self.failed),
+            finds: self.node().finds.get(),
+            requests: answered + failed + unfinished,
+            answered,
+            failed,
         }
     }
 

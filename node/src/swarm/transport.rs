@@ -6,16 +6,16 @@
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use lca::PeerId;
+use lca::{
+    PeerId,
+    metrics::{Counter, Metrics},
+};
 use libp2p::{
     Multiaddr, PeerId as Libp2pId, Transport,
     core::{
@@ -47,18 +47,21 @@ pub struct Traffic {
 }
 
 /// Counts [`Traffic`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Meter {
-    read: AtomicU64,
-    written: AtomicU64,
+    read: Counter,
+    written: Counter,
 }
 
 impl Meter {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let [read, written] =
+            ["received", "sent"].map(|way| metrics.node.bytes.with_label_values(&[way]));
+        Self { read, written }
+    }
+
     pub(crate) fn traffic(&self) -> Traffic {
-        Traffic {
-            read: self.read.load(Ordering::Relaxed),
-            written: self.written.load(Ordering::Relaxed),
-        }
+        Traffic { read: self.read.get(), written: self.written.get() }
     }
 }
 
@@ -177,7 +180,7 @@ impl futures::AsyncRead for Wire {
         let mut buffer = ReadBuf::new(buffer);
         ready!(either!(self, poll_read(cx, &mut buffer)))?;
         let read = buffer.filled().len();
-        self.meter.read.fetch_add(read as u64, Ordering::Relaxed);
+        self.meter.read.inc_by(read as u64);
         Poll::Ready(Ok(read))
     }
 }
@@ -189,7 +192,7 @@ impl futures::AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(either!(self, poll_write(cx, bytes)))?;
-        self.meter.written.fetch_add(written as u64, Ordering::Relaxed);
+        self.meter.written.inc_by(written as u64);
         Poll::Ready(Ok(written))
     }
 

@@ -54,7 +54,8 @@ impl World {
         let roles = [Role::Registry, Role::Allocator, Role::Proxy];
         let loopback = lca_node::Config::loopback(Identity::ephemeral(), &roles);
         let (node, listener) = Node::bind(loopback, &spawner).await.unwrap();
-        let (ingress, listed) = (Ingress::new(lca_ingress::Config::default()), Listed::default());
+        let (ingress, listed) =
+            (Ingress::new(lca_ingress::Config::default(), Default::default()), Listed::default());
         let artifacts = TempDir::new().unwrap();
         let registry = Registry::in_memory(artifacts.path()).unwrap();
         let mut grpc = Routes::builder();
@@ -97,7 +98,8 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let instance = InstanceId::random();
-        let local = Local { instance, hash, address, limit: 100 };
+        let local =
+            Local { instance, hash, service: service.parse().unwrap(), address, limit: 100 };
         let registration = self.ingress.register(local);
         let listed = proto::Instance {
             id: instance.to_string(),

@@ -8,6 +8,7 @@ use lca::{
     Digest, Error, Kind, Result,
     api::proto::{self, put_artifact_request::Part},
     artifact,
+    metrics::{Counter, Metrics},
 };
 use tokio::{fs::File, io::AsyncReadExt as _, sync::OwnedSemaphorePermit, time::timeout};
 use tonic::{Status, Streaming};
@@ -25,6 +26,7 @@ const NO_PROGRESS: Duration = Duration::from_secs(30);
 /// Takes an upload. Nothing of it is kept unless all of it is right.
 pub(super) async fn receive(
     store: &artifact::Store,
+    metrics: &Metrics,
     mut parts: Streaming<proto::PutArtifactRequest>,
 ) -> Result<proto::PutArtifactResponse> {
     let Some(Part::Header(header)) = next(&mut parts).await? else {
@@ -40,7 +42,10 @@ pub(super) async fn receive(
     let mut incoming = store.begin(digest, header.size).await?;
     while let Some(part) = next(&mut parts).await? {
         match part {
-            Part::Data(data) if data.len() <= MAX_CHUNK => incoming.write(&data).await?,
+            Part::Data(data) if data.len() <= MAX_CHUNK => {
+                metrics.artifacts.received.inc_by(data.len() as u64);
+                incoming.write(&data).await?;
+            }
             Part::Data(_) => return Err(invalid("a chunk has at most 1 MiB")),
             Part::Header(_) => return Err(invalid("an upload has one header")),
         }
@@ -66,6 +71,7 @@ async fn next(parts: &mut Streaming<proto::PutArtifactRequest>) -> Result<Option
 /// Reads an artifact as its client takes it.
 pub(super) async fn send(
     store: &artifact::Store,
+    metrics: &Metrics,
     digest: Digest,
     permit: OwnedSemaphorePermit,
 ) -> Result<impl Stream<Item = Result<proto::ArtifactChunk, Status>> + Send + use<>> {
@@ -74,7 +80,8 @@ pub(super) async fn send(
     })?;
     let file = File::open(path).await.map_err(|error| unreadable(digest, error))?;
     let size = file.metadata().await.map_err(|error| unreadable(digest, error))?.len();
-    let begin = Reading { file, size, first: true, permit };
+    let sent = metrics.artifacts.sent.clone();
+    let begin = Reading { file, size, first: true, sent, permit };
     Ok(stream::unfold(Some(begin), move |reading| async move {
         let mut reading = reading?;
         match reading.chunk().await {
@@ -89,6 +96,7 @@ struct Reading {
     file: File,
     size: u64,
     first: bool,
+    sent: Counter,
     #[expect(dead_code, reason = "held for as long as the client reads")]
     permit: OwnedSemaphorePermit,
 }
@@ -103,6 +111,7 @@ impl Reading {
         if data.is_empty() && !first {
             return Ok(None);
         }
+        self.sent.inc_by(data.len() as u64);
         let size = if first { self.size } else { 0 };
         Ok(Some(proto::ArtifactChunk { data: data.freeze(), size }))
     }
