@@ -90,7 +90,8 @@ pub struct Cached {
 }
 
 impl Cached {
-    fn new(spec: Spec, stale: bool) -> Self {
+    /// `spec` as it was learnt.
+    pub fn new(spec: Spec, stale: bool) -> Self {
         let hash = spec.hash();
         Self { spec, hash, stale, counted: metrics::Slot::default() }
     }

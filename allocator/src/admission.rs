@@ -83,22 +83,29 @@ pub(crate) fn admit(
 ) -> Result<(), (&'static str, Error)> {
     let full = |what, sentence| Err((what, Error::new(Kind::NoCapacity, sentence)));
     if used.instances >= total.instances {
-        return full("instances", format!("all {} places for instances are taken", total.instances));
+        return full(
+            "instances",
+            format!("all {} places for instances are taken", total.instances),
+        );
     }
     let left = total.cpu_millis.saturating_sub(used.cpu_millis);
     if wanted.cpu_millis > left {
         let (total, needs) = (total.cpu_millis, wanted.cpu_millis);
-        return full("cpu", format!(
-            "{left} of {total} thousandths of a core are free, and {service} needs {needs}"
-        ));
+        return full(
+            "cpu",
+            format!(
+                "{left} of {total} thousandths of a core are free, and {service} needs {needs}"
+            ),
+        );
     }
     let left = total.memory_bytes.saturating_sub(used.memory_bytes);
     if wanted.memory_bytes > left {
         let (left, total) = (left >> 20, total.memory_bytes >> 20);
         let needs = wanted.memory_bytes.div_ceil(1 << 20);
-        return full("memory", format!(
-            "{left} of {total} MiB of memory are free, and {service} needs {needs}"
-        ));
+        return full(
+            "memory",
+            format!("{left} of {total} MiB of memory are free, and {service} needs {needs}"),
+        );
     }
     Ok(())
 }

@@ -161,6 +161,14 @@ impl Base {
         roles: &[Role],
         dir: DataDir,
     ) -> Result<Self> {
+        let metrics = Metrics::default();
+        crate::metrics::started(&metrics, role);
+        let scrapes = match settings.metrics_listen {
+            Some(address) => {
+                Some(crate::metrics::Listener::bind(address, settings.insecure_open_network).await?)
+            }
+            None => None,
+        };
         let ports = Ports::read(dir.path());
         let (listen, mesh_listen) = ports.wanted(settings);
         let (identity, boot) = settings.identity()?;
@@ -193,14 +201,6 @@ impl Base {
         };
         let (node, listener) = bound?;
         let spawner = tasks.spawner();
-        let metrics = Metrics::default();
-        crate::metrics::started(&metrics, role);
-        let scrapes = match settings.metrics_listen {
-            Some(address) => {
-                Some(crate::metrics::Listener::bind(address, settings.insecure_open_network).await?)
-            }
-            None => None,
-        };
         let libp2p = node.bootstrap_addresses().first().map(|at| at.port);
         ports.keep(settings, libp2p, listener.address().port());
         let discovery: Arc<dyn Discovery> = Arc::new(node.clone());

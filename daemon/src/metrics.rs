@@ -16,6 +16,7 @@ use lca::{
     Error, Kind, Result, VERSION,
     discovery::Discovery as _,
     endpoint::Role,
+    listen,
     metrics::{CONTENT_TYPE, Metrics},
     shutdown::Spawner,
 };
@@ -24,7 +25,7 @@ use lca_node::Node;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 /// The one path.
@@ -36,8 +37,6 @@ const HEADER: Duration = Duration::from_secs(10);
 /// Longest a connection lasts, however it is used: a collector that scrapes every 15 s
 /// connects anew, and one that takes nothing is not served for ever.
 const WHOLE: Duration = Duration::from_secs(60);
-/// After an accept that failed for want of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whom a scrape asks for what is not counted as it happens.
 #[derive(Debug)]
@@ -86,8 +85,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`Kind::PermissionDenied`] for an address other machines can reach, unless
-    /// `open_network`; [`Kind::Conflict`] if the port is taken, [`Kind::Unavailable`] if
-    /// it cannot be bound otherwise.
+    /// `open_network`; else as [`listen::cannot`].
     pub(crate) async fn bind(address: SocketAddr, open_network: bool) -> Result<Self> {
         if !address.ip().to_canonical().is_loopback() && !open_network {
             let reason =
@@ -95,14 +93,8 @@ impl Listener {
             return Err(Error::new(Kind::PermissionDenied, reason)
                 .hint("use 127.0.0.1 or [::1], or give --insecure-open-network"));
         }
-        let failed = |error: std::io::Error| {
-            let taken = error.kind() == std::io::ErrorKind::AddrInUse;
-            let kind = if taken { Kind::Conflict } else { Kind::Unavailable };
-            let what = if taken { "is in use" } else { "cannot be listened on" };
-            Error::new(kind, format!("{address}, for metrics, {what}"))
-                .hint("choose another with --metrics-listen")
-                .because(error)
-        };
+        let hint = "choose another address with --metrics-listen";
+        let failed = |error| listen::cannot("metrics", address, hint, error);
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         Ok(Self { socket, address })
@@ -119,34 +111,27 @@ impl Listener {
         spawner.spawn("metrics", async move {
             tokio::select! {
                 () = stopping => {}
-                () = accept(self.socket, Arc::new(sources), spawned) => {}
+                () = accept(self, Arc::new(sources), spawned) => {}
             }
         });
     }
 }
 
-async fn accept(socket: TcpListener, sources: Arc<Sources>, spawner: Spawner) {
+async fn accept(listener: Listener, sources: Arc<Sources>, spawner: Spawner) {
+    let Listener { socket, address } = listener;
+    let mut acceptor = listen::Acceptor::new(socket, format!("scrapes on {address}"));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        match socket.accept().await {
-            // Over the limit it is just closed: whoever asks comes again.
-            Ok((stream, _)) => {
-                if let Ok(place) = places.clone().try_acquire_owned() {
-                    let stopping = spawner.stopping();
-                    let served = connection(stream, sources.clone(), place);
-                    spawner.spawn_short(async move {
-                        tokio::select! {
-                            () = stopping => {}
-                            () = served => {}
-                        }
-                    });
-                }
+        let (stream, _) = acceptor.accept().await;
+        // Over the limit it is just closed: whoever asks comes again.
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (stopping, served) = (spawner.stopping(), connection(stream, sources.clone(), place));
+        spawner.spawn_short(async move {
+            tokio::select! {
+                () = stopping => {}
+                () = served => {}
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for metrics");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        });
     }
 }
 

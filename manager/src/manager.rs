@@ -55,6 +55,7 @@ pub(crate) struct Inner {
     pub(crate) allocators: Allocators,
     pub(crate) flights: Flights,
     pub(crate) spawner: Spawner,
+    metrics: Metrics,
     /// Of this machine's clients; the configuration's, until others are set.
     requirements: RwLock<Requirements>,
     cache: Mutex<Cache>,
@@ -98,6 +99,7 @@ impl Manager {
             cache: Mutex::new(Cache::new(config.hints_fresh)),
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             flights: Flights::new(config.metrics.clone()),
+            metrics: config.metrics,
             spawner: spawner.clone(),
             specs,
             reach,
@@ -160,7 +162,7 @@ impl Manager {
 
     /// Where this manager counts, and whoever works with it may.
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.config.metrics
+        &self.inner.metrics
     }
 
     fn counted(&self, spec: &Cached) -> Arc<metrics::Service> {

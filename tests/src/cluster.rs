@@ -27,6 +27,7 @@ pub struct Builder {
     keep_instances: bool,
     requirements: Requirements,
     timing: Timing,
+    metrics: bool,
 }
 
 /// A registry, allocators and proxies, joined over loopback.
@@ -72,6 +73,12 @@ impl Builder {
         Self { requirements, ..self }
     }
 
+    /// Every node serves its metrics.
+    #[must_use]
+    pub fn metrics(self) -> Self {
+        Self { metrics: true, ..self }
+    }
+
     /// Starts all nodes and waits until each has joined.
     ///
     /// # Errors
@@ -83,6 +90,7 @@ impl Builder {
             requirements: self.requirements,
             links: links.clone(),
             timing: self.timing,
+            metrics_listen: self.metrics.then(|| ([127, 0, 0, 1], 0).into()),
             ..Settings::loopback(dir.path().to_owned(), dir.path().join("run"))
         };
         let named = |name: &str| Settings { data_dir: dir.path().join(name), ..common.clone() };
@@ -127,6 +135,7 @@ impl Cluster {
             keep_instances: false,
             requirements: Requirements::default(),
             timing: Timing::default(),
+            metrics: false,
         }
     }
 

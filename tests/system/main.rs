@@ -7,6 +7,7 @@ mod calls;
 mod external;
 mod faults;
 mod loss;
+mod metrics;
 mod network;
 mod requests;
 mod takeover;

@@ -14,7 +14,7 @@ fn known(change: impl FnOnce(&mut ServiceSpec)) -> Arc<Cached> {
     let mut spec = ServiceSpec { name: "printer".into(), ..Default::default() };
     change(&mut spec);
     let spec = Spec::try_from(spec).unwrap();
-    Arc::new(Cached { hash: spec.hash(), spec, stale: false })
+    Arc::new(Cached::new(spec, false))
 }
 
 fn silent() -> Result<(), String> {

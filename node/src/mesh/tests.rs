@@ -67,7 +67,8 @@ impl Peer {
         let tasks = Tasks::default();
         let spawner = tasks.spawner();
         let metrics = Metrics::default();
-        let listener = Listener::bind(at, &identity, BRISK, CONNECTIONS, metrics.clone()).await.unwrap();
+        let listener =
+            Listener::bind(at, &identity, BRISK, CONNECTIONS, metrics.clone()).await.unwrap();
         let client = Client::new(&identity, links.clone(), BRISK, metrics, &spawner).unwrap();
         let endpoint = endpoint(identity.peer_id(), &[listener.address()], boot);
         let http = Arc::new(Recorder::default());
