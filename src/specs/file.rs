@@ -136,6 +136,7 @@ fn decode(bytes: &[u8]) -> std::result::Result<Vec<(Spec, PeerId)>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Log;
 
     fn entry(name: &str) -> (Arc<Cached>, PeerId) {
         let spec = proto::ServiceSpec { name: name.into(), revision: 3, ..Default::default() };
@@ -165,6 +166,11 @@ mod tests {
             fs::write(&path, &good[..cut]).unwrap();
             assert_eq!(read(&path), []);
         }
+        let log = Log::capture();
+        fs::write(&path, "junk").unwrap();
+        assert_eq!(read(&path), []);
+        let told = log.lines().concat();
+        assert!(told.contains("specs.cache") && told.contains("another version"), "{told}");
         for place in 0..good.len() {
             let mut bad = good.clone();
             bad[place] ^= 1;

@@ -294,7 +294,32 @@ impl Cluster {
         Ok(())
     }
 
-    async fn start_proxy(&mut self, n: usize) -> anyhow::Result<()> {
+    /// Takes a proxy away without a goodbye.
+    pub async fn crash_proxy(&mut self, n: usize) {
+        self.proxies[n].crash_and_wait().await;
+    }
+
+    /// The data folder of a proxy.
+    pub fn proxy_dir(&self, n: usize) -> &Path {
+        &self.proxies[n].settings.data_dir
+    }
+
+    /// From their next start on, allocators listen where they do now and proxies join
+    /// through them too, so that the network survives without its registry.
+    pub fn join_through_allocators(&mut self) {
+        self.allocators.iter_mut().for_each(Slot::keep_ports);
+        let allocators = self.allocators.iter().flat_map(|slot| &slot.addresses().bootstraps);
+        let allocators: Vec<_> = allocators.cloned().collect();
+        for proxy in &mut self.proxies {
+            proxy.settings.bootstraps.extend(allocators.iter().cloned());
+        }
+    }
+
+    /// Starts a proxy (again).
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn start_proxy(&mut self, n: usize) -> anyhow::Result<()> {
         let slot = &mut self.proxies[n];
         slot.start(|settings| async move {
             let front = ([127, 0, 0, 1], 0).into();

@@ -9,6 +9,7 @@ mod faults;
 mod loss;
 mod metrics;
 mod network;
+mod registry;
 mod requests;
 mod takeover;
 mod up;

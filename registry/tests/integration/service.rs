@@ -90,6 +90,35 @@ async fn a_spec_of_nonsense_is_refused_whole_and_the_connection_lives() {
 }
 
 #[tokio::test]
+async fn names_that_are_none_are_refused_and_nothing_is_stored() {
+    let registry = TestRegistry::start(&Network::default());
+    let mut client = registry.client().await;
+    let long = "a".repeat(256);
+    // The last but one begins with a Cyrillic letter.
+    for name in [
+        "",
+        &long,
+        "../",
+        "..",
+        "a/b",
+        "a b",
+        "a\0",
+        "A",
+        "localhost",
+        "10.0.0.1",
+        "\u{441}at",
+        "é",
+    ] {
+        let request = proto::PutServiceRequest { spec: Some(spec(name, "")), if_revision: None };
+        let error = Error::from(client.put_service(request).await.unwrap_err());
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{name:?}");
+        assert!(error.public().contains("service name"), "{error}");
+    }
+    let list = client.list_services(proto::ListServicesRequest {}).await.unwrap().into_inner();
+    assert_eq!(list.services, []);
+}
+
+#[tokio::test]
 async fn a_spec_whose_artifact_is_not_there_is_refused() {
     let registry = TestRegistry::start(&Network::default());
     let digest = Digest::of(b"nobody has this").to_string();
