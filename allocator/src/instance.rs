@@ -280,6 +280,7 @@ impl Owner {
             view.steps.clone_from(&self.steps);
         });
         self.supervisor.changed.notify_one();
+        self.supervisor.feed.poke();
     }
 
     fn timed(&mut self, name: &'static str, since: Instant, detail: &str) {

@@ -10,6 +10,7 @@ mod admission;
 pub mod announce;
 pub mod driver;
 mod failures;
+mod feed;
 mod instance;
 mod ledger;
 mod lifecycle;
@@ -231,6 +232,7 @@ impl Allocator {
             ledger,
             ports: Default::default(),
             changed: Default::default(),
+            feed: Default::default(),
             books: Default::default(),
         });
         takeover::take_over(&supervisor, left).await;
@@ -244,6 +246,7 @@ impl Allocator {
                 spawner.stopping(),
             ),
         );
+        spawner.spawn("watch feed", feed::keep(supervisor.clone(), spawner.stopping()));
         let allocator = Self { supervisor };
         let (last, stopping) = (allocator.clone(), spawner.stopping());
         spawner.spawn("allocator", async move {

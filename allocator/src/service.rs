@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use lca::{
-    Error, InstancePrefix, Kind, RequestId, ServiceHash, ServiceName,
+    Error, InstancePrefix, Kind, RequestId, ServiceName,
     api::{
         Caller,
         proto::{
             self, AllocateRequest, AllocateResponse, DescribeRequest, DescribeResponse,
-            ListInstancesRequest, ListInstancesResponse, LogChunk, LogsRequest, ReleaseRequest,
-            ReleaseResponse, allocator_server, instances_server,
+            InstanceEvent, ListInstancesRequest, ListInstancesResponse, LogChunk, LogsRequest,
+            ReleaseRequest, ReleaseResponse, WatchInstancesRequest, allocator_server,
+            instances_server,
         },
     },
 };
@@ -19,8 +20,9 @@ use tracing::Instrument as _;
 use crate::{
     Allocator,
     driver::{Begin, Output},
+    feed::{self, Which},
     requests::{Mode, Wanted},
-    supervisor::Allocated,
+    supervisor::{Allocated, Supervisor},
     table::Entry,
 };
 
@@ -56,7 +58,7 @@ impl allocator_server::Allocator for Allocator {
         let (instance, joined) = (allocated.entry.id, allocated.joined);
         span.in_scope(|| tracing::debug!(%instance, joined, "allocated"));
         Ok(Response::new(AllocateResponse {
-            instance: Some(self.describe_entry(&allocated.entry)),
+            instance: Some(self.supervisor.describe(&allocated.entry)),
             joined: allocated.joined,
             steps: allocated.steps,
         }))
@@ -68,7 +70,7 @@ impl allocator_server::Allocator for Allocator {
     ) -> Result<Response<ReleaseResponse>, Status> {
         let prefix = prefix(&request.into_inner().instance)?;
         let entry = self.supervisor.release(&prefix).await?;
-        Ok(Response::new(ReleaseResponse { instance: Some(self.describe_entry(&entry)) }))
+        Ok(Response::new(ReleaseResponse { instance: Some(self.supervisor.describe(&entry)) }))
     }
 
     async fn describe(
@@ -107,13 +109,16 @@ impl allocator_server::Allocator for Allocator {
 
 #[async_trait]
 impl instances_server::Instances for Allocator {
-    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+    type WatchInstancesStream = BoxStream<'static, Result<InstanceEvent, Status>>;
 
     async fn watch_instances(
         &self,
-        _: Request<proto::WatchInstancesRequest>,
+        request: Request<WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
-        Err(Status::unimplemented(""))
+        let WatchInstancesRequest { service, service_hash } = request.into_inner();
+        let which = which(&service, &service_hash)?;
+        let events = feed::watch(&self.supervisor, which)?;
+        Ok(Response::new(events.map_err(Status::from).boxed()))
     }
 
     async fn list_instances(
@@ -121,22 +126,17 @@ impl instances_server::Instances for Allocator {
         request: Request<ListInstancesRequest>,
     ) -> Result<Response<ListInstancesResponse>, Status> {
         let request = request.into_inner();
-        let service: Option<ServiceName> = optional(&request.service)?;
-        let hash: Option<ServiceHash> = optional(&request.service_hash)?;
+        let which = which(&request.service, &request.service_hash)?;
         let mut entries: Vec<_> = {
             let books = self.supervisor.lock();
             let ended = books.table.ended().filter(|_| request.include_ended);
             let all = books.table.live().chain(ended);
-            let wanted = all.filter(|entry| {
-                service.as_ref().is_none_or(|service| *service == entry.spec.name)
-                    && hash.is_none_or(|hash| hash == entry.hash)
-            });
-            wanted.cloned().collect()
+            all.filter(|entry| which.fits(entry)).cloned().collect()
         };
         // Newest first: what is cut off is the oldest.
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.admitted));
         entries.truncate(MAX_LISTED);
-        let instances = entries.iter().map(|entry| self.describe_entry(entry)).collect();
+        let instances = entries.iter().map(|entry| self.supervisor.describe(entry)).collect();
         Ok(Response::new(ListInstancesResponse { instances, unreachable_peers: Vec::new() }))
     }
 }
@@ -151,9 +151,12 @@ impl Allocator {
         };
         metrics.allocator.allocations.with_label_values(&[service.label(), outcome]).inc();
     }
+}
 
-    fn describe_entry(&self, entry: &Entry) -> proto::Instance {
-        let own = self.supervisor.discovery.own();
+impl Supervisor {
+    /// An instance as others see it.
+    pub(crate) fn describe(&self, entry: &Entry) -> proto::Instance {
+        let own = self.discovery.own();
         let view = entry.view.borrow();
         proto::Instance {
             id: entry.id.to_string(),
@@ -165,14 +168,16 @@ impl Allocator {
             state: proto::InstanceState::from(view.state).into(),
             reason: view.reason.clone(),
             last_output: view.output.clone(),
-            driver: self.supervisor.driver.name().to_owned(),
-            age_ms: u64::try_from(entry.admitted.elapsed().as_millis()).unwrap_or(u64::MAX),
+            driver: self.driver.name().to_owned(),
+            age_ms: entry.age_ms(),
             load: entry.load().map(Into::into),
             rtt_us: None,
             pid: view.pid,
         }
     }
+}
 
+impl Allocator {
     /// The output of an instance; nothing, if it never ran.
     async fn output(&self, entry: &Entry, begin: Begin, follow: bool) -> Result<Output, Error> {
         if follow {
@@ -190,6 +195,10 @@ impl Allocator {
 
 fn prefix(text: &str) -> Result<InstancePrefix, Error> {
     Ok(text.parse()?)
+}
+
+fn which(service: &str, service_hash: &str) -> Result<Which, Error> {
+    Ok(Which { service: optional(service)?, hash: optional(service_hash)? })
 }
 
 fn optional<T: std::str::FromStr<Err = lca::ParseError>>(text: &str) -> Result<Option<T>, Error> {

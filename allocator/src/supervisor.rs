@@ -25,6 +25,7 @@ use crate::{
     Config, Fronts, admission,
     driver::Driver,
     failures::Failures,
+    feed::Feed,
     instance,
     ledger::{Call, Ledger, wall_ms},
     lifecycle::State,
@@ -52,6 +53,7 @@ pub(crate) struct Supervisor {
     pub(crate) ports: Ports,
     /// Told when what is served may have changed.
     pub(crate) changed: Arc<Notify>,
+    pub(crate) feed: Feed,
     pub(crate) books: Mutex<Books>,
 }
 

@@ -93,6 +93,11 @@ impl Entry {
         self.view.borrow().state
     }
 
+    /// Milliseconds since it was admitted.
+    pub(crate) fn age_ms(&self) -> u64 {
+        u64::try_from(self.admitted.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Whether it takes requests, or soon will.
     fn will_do(&self) -> bool {
         let view = self.view.borrow();
@@ -164,6 +169,8 @@ pub(crate) struct Table {
     live: HashMap<InstanceId, Arc<Entry>>,
     /// Oldest first.
     ended: VecDeque<Arc<Entry>>,
+    /// How many have ended, with those that are forgotten.
+    ended_ever: u64,
 }
 
 impl Table {
@@ -174,6 +181,7 @@ impl Table {
     /// Moves an instance to those that have ended. Returns one that is forgotten for it.
     pub(crate) fn end(&mut self, id: InstanceId) -> Option<InstanceId> {
         self.ended.push_back(self.live.remove(&id)?);
+        self.ended_ever += 1;
         let over = self.ended.len() > REMEMBERED;
         over.then(|| self.ended.pop_front().map(|entry| entry.id)).flatten()
     }
@@ -184,6 +192,18 @@ impl Table {
 
     pub(crate) fn ended(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.ended.iter()
+    }
+
+    /// Those that have ended after the first `seen`, oldest first, as far as they are
+    /// remembered.
+    pub(crate) fn ended_since(&self, seen: u64) -> impl Iterator<Item = &Arc<Entry>> {
+        let new = usize::try_from(self.ended_ever.saturating_sub(seen)).unwrap_or(usize::MAX);
+        self.ended.range(self.ended.len().saturating_sub(new)..)
+    }
+
+    /// How many have ended, with those that are forgotten.
+    pub(crate) fn ended_ever(&self) -> u64 {
+        self.ended_ever
     }
 
     pub(crate) fn get(&self, id: InstanceId) -> Option<&Arc<Entry>> {

@@ -5,4 +5,5 @@ mod policy;
 mod real;
 mod takeover;
 mod twins;
+mod watching;
 mod whole;

@@ -16,7 +16,7 @@ use lca::{
     endpoint::Endpoint,
     headers::Load,
 };
-use tokio::time::{Instant, MissedTickBehavior, sleep};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     allocators::{Allocator, Allocators},
@@ -39,11 +39,6 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// What the allocator is told beyond our own patience, so that ours is over first and
 /// no other end of the call can be taken for it.
 const BEYOND: Duration = Duration::from_secs(1);
-/// How often to look whether the allocator that is starting something still lives, and
-/// how often in a row it may seem dead. Its distance becomes unknown after three
-/// probes without an answer, so this is five seconds in all, instead of minutes.
-const PULSE: Duration = Duration::from_secs(1);
-const MISSED: u32 = 2;
 /// When to try again where nobody said anything better.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Allocators named in one refusal, and characters kept of what each said: enough to
@@ -89,12 +84,9 @@ pub(crate) async fn allocate(
         .retry_after(RETRY_AFTER));
     }
     let mut refusals = Refusals::default();
-    let is_doubtful = |one: &Allocator| one.failed && Some(one.endpoint.peer) != order.first;
-    let (doubtful, sound): (Vec<_>, Vec<_>) = all.into_iter().partition(is_doubtful);
-    // The doubtful are a last resort: nobody waits for them while others say yes.
-    for (group, patience) in [(sound, MEASURE_NOW), (doubtful, MEASURE_LAST)] {
-        let offers =
-            measure(reach, allocators, order.service, &group, patience, &mut refusals).await;
+    for (group, patience) in groups(all, order.first) {
+        let (offers, silent) = measure(reach, allocators, order.service, &group, patience).await;
+        silent.into_iter().for_each(|(peer, error)| refusals.add(peer, error));
         let mut ranked = policy::rank(&offers, &order.limits, order.service);
         if let Some(first) = order.first
             && let Some(at) = ranked.iter().position(|peer| *peer == first)
@@ -140,19 +132,29 @@ pub(crate) async fn allocate(
     Err(refusals.into_error(order))
 }
 
-/// Learns how far away they are, all at once. Who does not answer has refused.
-async fn measure(
+/// Who is asked first and who last, and how long they may take to be measured. The
+/// doubtful are a last resort: nobody waits for them while others say yes.
+pub(crate) fn groups(
+    all: Vec<Allocator>,
+    first: Option<PeerId>,
+) -> [(Vec<Allocator>, Duration); 2] {
+    let is_doubtful = |one: &Allocator| one.failed && Some(one.endpoint.peer) != first;
+    let (doubtful, sound) = all.into_iter().partition(is_doubtful);
+    [(sound, MEASURE_NOW), (doubtful, MEASURE_LAST)]
+}
+
+/// Learns how far away they are, all at once, and who does not answer.
+pub(crate) async fn measure(
     reach: &Reach,
     allocators: &Allocators,
     service: ServiceHash,
     group: &[Allocator],
     patience: Duration,
-    refusals: &mut Refusals,
-) -> Vec<Offer> {
+) -> (Vec<Offer>, Vec<(PeerId, Error)>) {
     let measured = group.iter().map(|Allocator { endpoint, .. }| async {
         (endpoint.peer, reach.measure(endpoint, patience).await)
     });
-    let mut offers = Vec::with_capacity(group.len());
+    let (mut offers, mut silent) = (Vec::with_capacity(group.len()), Vec::new());
     for (peer, measured) in join_all(measured).await {
         match measured {
             Ok(rtt) => {
@@ -160,11 +162,11 @@ async fn measure(
             }
             Err(error) => {
                 allocators.failed(peer);
-                refusals.add(peer, error);
+                silent.push((peer, error));
             }
         }
     }
-    offers
+    (offers, silent)
 }
 
 /// One allocator's no.
@@ -230,7 +232,7 @@ async fn ask(reach: &Reach, order: &Order, endpoint: &Arc<Endpoint>) -> Result<L
         answer = asked => answer?,
         // It may start it yet: another one asked now would start a second.
         () = sleep(patience) => return Err(Refused { error: late(endpoint, patience), next: Next::Stop }),
-        () = dies(reach, endpoint) => {
+        () = reach.dies(endpoint) => {
             return Err(gone(Error::new(Kind::Unavailable, "stopped answering while it started it")));
         }
     };
@@ -254,18 +256,6 @@ fn started(
     let instance = answer.instance.as_ref()?;
     (instance.peer == endpoint.peer.to_string()).then_some(())?;
     ready(instance, order.service)
-}
-
-/// Resolves when a peer has not answered probes for a while.
-async fn dies(reach: &Reach, endpoint: &Endpoint) {
-    let mut pulse = tokio::time::interval(PULSE);
-    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut missed = 0;
-    while missed < MISSED {
-        pulse.tick().await;
-        reach.mesh.watch(endpoint);
-        missed = if reach.mesh.rtt(endpoint.peer).is_some() { 0 } else { missed + 1 };
-    }
 }
 
 /// Why nobody would.

@@ -88,6 +88,12 @@ impl Cache {
         Hints { instances: known.instances.clone(), refresh, watch }
     }
 
+    /// What is known of `service`, for somebody who only wants to see it.
+    pub(crate) fn peek(&self, service: ServiceHash, now: Instant) -> Vec<Known> {
+        let known = self.services.peek(&service).into_iter().flat_map(|known| &known.instances);
+        known.filter(|one| now.duration_since(one.confirmed) < EXPIRE).cloned().collect()
+    }
+
     /// The peers that are known to have instances of `service`.
     pub(crate) fn peers(&self, service: ServiceHash) -> Vec<Arc<Endpoint>> {
         let known = self.services.peek(&service).into_iter().flat_map(|known| &known.instances);

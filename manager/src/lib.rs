@@ -19,6 +19,7 @@ mod allocate;
 mod allocators;
 mod cache;
 mod check;
+mod explain;
 mod find;
 mod flight;
 mod manager;

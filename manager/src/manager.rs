@@ -20,7 +20,7 @@ use lca::{
 };
 use lru::LruCache;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, timeout_at},
 };
 
@@ -37,6 +37,9 @@ use crate::{
 
 /// Request ids remembered with who was asked; allocators remember for 10 minutes.
 const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// Programs that watch instances at the same time: each follows every allocator.
+const MAX_WATCHERS: usize = 64;
 
 /// When to come again after an allocator that did not want to: its registry may lag.
 const REFUSED: Duration = Duration::from_secs(1);
@@ -56,6 +59,8 @@ pub(crate) struct Inner {
     pub(crate) flights: Flights,
     pub(crate) spawner: Spawner,
     metrics: Metrics,
+    /// Places for programs that watch instances.
+    pub(crate) watchers: Arc<Semaphore>,
     /// Of this machine's clients; the configuration's, until others are set.
     requirements: RwLock<Requirements>,
     cache: Mutex<Cache>,
@@ -100,6 +105,7 @@ impl Manager {
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             flights: Flights::new(config.metrics.clone()),
             metrics: config.metrics,
+            watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             spawner: spawner.clone(),
             specs,
             reach,
@@ -247,18 +253,7 @@ impl Manager {
                 }
             });
         }
-        // What is there may be well, but a request would wait for it in vain. It is used
-        // again when its peer answers, or dropped by a flight that finds it dead.
-        hints.instances.retain(|known| {
-            let peer = known.endpoint.peer;
-            mesh.rtt(peer).is_some() || !mesh.is_silent(peer)
-        });
-        let candidates = hints.instances.iter().map(|known| Candidate {
-            instance: known.instance,
-            rtt: mesh.rtt(known.endpoint.peer),
-            in_flight: known.load.in_flight,
-            broken: known.broken,
-        });
+        let candidates = hints.instances.iter().map(|known| self.inner.candidate(known));
         let candidates: Vec<_> = candidates.collect();
         let index = policy::choose(&candidates, limits, &wish.tried)?;
         Some(hints.instances.swap_remove(index))
@@ -327,6 +322,19 @@ impl Inner {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the policy is told of a known instance.
+    pub(crate) fn candidate(&self, known: &Known) -> Candidate {
+        let (mesh, peer) = (&self.reach.mesh, known.endpoint.peer);
+        let rtt = mesh.rtt(peer);
+        Candidate {
+            instance: known.instance,
+            rtt,
+            in_flight: known.load.in_flight,
+            broken: known.broken,
+            silent: rtt.is_none() && mesh.is_silent(peer),
+        }
+    }
+
     /// Notes what a peer said of its instances.
     pub(crate) fn learn(&self, service: ServiceHash, seen: &Seen) {
         self.cache().learn(service, &seen.endpoint, &seen.ready, Instant::now());
@@ -345,11 +353,12 @@ impl Inner {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn requirements(&self) -> Requirements {
+    /// What this node adds to the requirements of every service.
+    pub(crate) fn requirements(&self) -> Requirements {
         *self.requirements.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limits(&self, spec: &Cached, request: Requirements) -> Requirements {
+    pub(crate) fn limits(&self, spec: &Cached, request: Requirements) -> Requirements {
         policy::effective(spec.spec.requirements, self.requirements(), request)
     }
 }

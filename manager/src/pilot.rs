@@ -211,6 +211,7 @@ impl Luck {
             rtt: Some(seen.rtt),
             in_flight: load.in_flight,
             broken: 0,
+            silent: false,
         });
         let candidates: Vec<_> = candidates.collect();
         let limits = question.limits();

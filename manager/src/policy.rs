@@ -24,6 +24,26 @@ pub(crate) struct Candidate {
     pub(crate) in_flight: u32,
     /// How often in a row it broke off.
     pub(crate) broken: u32,
+    /// Its peer does not answer at present: a request would wait in vain. It is used
+    /// again when its peer answers, or dropped by a flight that finds it dead.
+    pub(crate) silent: bool,
+}
+
+/// What is to be thought of an instance, apart from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It may be used.
+    Usable,
+    /// It may be used if there is no other.
+    Suspect,
+    /// The request has been there in vain.
+    Tried,
+    /// Its peer does not answer.
+    Silent,
+    /// Its peer is too far away.
+    BeyondHard,
+    /// Nobody knows how far its peer is, and that matters.
+    DistanceUnknown,
 }
 
 /// What is known of an allocator when an instance has to be started somewhere.
@@ -45,9 +65,18 @@ pub(crate) fn effective(
     service.tightened(client).tightened(request)
 }
 
-/// Whether a peer at this distance may be used.
-fn usable(rtt: Option<Duration>, limits: &Requirements) -> bool {
-    rtt.map_or(limits.hard.is_none(), |rtt| limits.within_hard(rtt))
+/// Whether an instance may be used, and if not, why.
+pub(crate) fn judge(candidate: &Candidate, limits: &Requirements, tried: &[InstanceId]) -> Verdict {
+    if tried.contains(&candidate.instance) {
+        return Verdict::Tried;
+    }
+    match candidate.rtt {
+        _ if candidate.silent => Verdict::Silent,
+        Some(rtt) if !limits.within_hard(rtt) => Verdict::BeyondHard,
+        None if limits.hard.is_some() => Verdict::DistanceUnknown,
+        _ if candidate.broken >= SUSPECT_AFTER => Verdict::Suspect,
+        _ => Verdict::Usable,
+    }
 }
 
 /// The index of the instance to use: the nearest within hard that was not `tried`, the
@@ -58,15 +87,16 @@ pub(crate) fn choose(
     limits: &Requirements,
     tried: &[InstanceId],
 ) -> Option<usize> {
-    let acceptable = |candidate: &Candidate| {
-        usable(candidate.rtt, limits) && !tried.contains(&candidate.instance)
-    };
-    let order = |candidate: &Candidate| {
+    let judged = candidates.iter().enumerate().filter_map(|(index, candidate)| {
+        let is_suspect = match judge(candidate, limits, tried) {
+            Verdict::Usable => false,
+            Verdict::Suspect => true,
+            _ => return None,
+        };
         let rtt = candidate.rtt.unwrap_or(Duration::MAX);
-        (candidate.broken >= SUSPECT_AFTER, rtt, candidate.in_flight, candidate.instance)
-    };
-    let usable = candidates.iter().enumerate().filter(|(_, candidate)| acceptable(candidate));
-    usable.min_by_key(|(_, candidate)| order(candidate)).map(|(index, _)| index)
+        Some(((is_suspect, rtt, candidate.in_flight, candidate.instance), index))
+    });
+    judged.min().map(|(_, index)| index)
 }
 
 /// The order in which allocators are asked: none beyond hard; those within soft that
@@ -86,13 +116,24 @@ pub(crate) fn rank(offers: &[Offer], limits: &Requirements, service: ServiceHash
 /// Logarithmic, so that managers of one place, which measure almost the same, see the
 /// same bucket almost always.
 fn bucket(rtt: Duration) -> u32 {
+    step_of(rtt).0
+}
+
+/// Where the step ends under which an RTT falls.
+pub(crate) fn bucket_end(rtt: Duration) -> Duration {
+    step_of(rtt).1
+}
+
+/// The number of the step, and its end.
+fn step_of(rtt: Duration) -> (u32, Duration) {
     let rtt = rtt.as_micros();
     let mut decade = 1_000;
     let mut index = 0;
     loop {
         for step in [2, 5, 10] {
             if rtt <= step * decade {
-                return index;
+                let end = u64::try_from(step * decade).unwrap_or(u64::MAX);
+                return (index, Duration::from_micros(end));
             }
             index += 1;
         }
@@ -139,6 +180,7 @@ mod tests {
                 rtt: rtt.map(ms),
                 in_flight,
                 broken,
+                silent: false,
             });
             made.collect()
         })
@@ -226,10 +268,32 @@ mod tests {
     }
 
     #[test]
+    fn each_reason_not_to_use_an_instance_is_told_apart() {
+        let limits = Requirements { soft: None, hard: Some(ms(20)) };
+        let well = Candidate {
+            instance: instance(1),
+            rtt: Some(ms(1)),
+            in_flight: 0,
+            broken: 0,
+            silent: false,
+        };
+        let verdict = |candidate: Candidate| judge(&candidate, &limits, &[instance(2)]);
+        assert_eq!(verdict(well), Verdict::Usable);
+        assert_eq!(verdict(Candidate { instance: instance(2), ..well }), Verdict::Tried);
+        assert_eq!(verdict(Candidate { silent: true, rtt: None, ..well }), Verdict::Silent);
+        assert_eq!(verdict(Candidate { rtt: Some(ms(21)), ..well }), Verdict::BeyondHard);
+        assert_eq!(verdict(Candidate { rtt: None, ..well }), Verdict::DistanceUnknown);
+        assert_eq!(verdict(Candidate { broken: 3, ..well }), Verdict::Suspect);
+        let unknown = Candidate { rtt: None, ..well };
+        assert_eq!(judge(&unknown, &Requirements::default(), &[]), Verdict::Usable);
+    }
+
+    #[test]
     fn buckets_end_where_the_design_says() {
         let edges = [0, 2, 3, 5, 6, 10, 11, 20, 21, 50, 51, 100, 101, 200];
         let buckets: Vec<_> = edges.into_iter().map(|edge| bucket(ms(edge))).collect();
         assert_eq!(buckets, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]);
+        assert_eq!(bucket_end(ms(21)), ms(50));
         assert!(bucket(Duration::MAX) > 40, "any duration has a bucket");
     }
 
@@ -247,8 +311,20 @@ mod tests {
 
     #[test]
     fn one_that_keeps_breaking_off_is_used_only_if_there_is_no_other() {
-        let near = Candidate { instance: instance(1), rtt: Some(ms(1)), in_flight: 0, broken: 3 };
-        let far = Candidate { instance: instance(2), rtt: Some(ms(9)), in_flight: 0, broken: 0 };
+        let near = Candidate {
+            instance: instance(1),
+            rtt: Some(ms(1)),
+            in_flight: 0,
+            broken: 3,
+            silent: false,
+        };
+        let far = Candidate {
+            instance: instance(2),
+            rtt: Some(ms(9)),
+            in_flight: 0,
+            broken: 0,
+            silent: false,
+        };
         let limits = Requirements::default();
         assert_eq!(choose(&[near, far], &limits, &[]), Some(1));
         assert_eq!(choose(&[near], &limits, &[]), Some(0));

@@ -14,7 +14,14 @@ use lca::{
     headers::Load,
     mesh::Mesh,
 };
+use tokio::time::{MissedTickBehavior, interval};
 use tonic::transport::Channel;
+
+/// How often to look whether a peer that is at work still lives, and how often in a row
+/// it may seem dead. Its distance becomes unknown after three probes without an answer,
+/// so this is five seconds in all, instead of minutes.
+const PULSE: Duration = Duration::from_secs(1);
+const MISSED: u32 = 2;
 
 /// The way to other peers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -88,6 +95,19 @@ impl Reach {
             Ok::<_, Error>(client.describe(request).await?.into_inner())
         };
         tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(silent(to, within)))
+    }
+
+    /// Resolves when a peer has not answered probes for a while. Cancel safe; a new call
+    /// counts from its start.
+    pub(crate) async fn dies(&self, endpoint: &Endpoint) {
+        let mut pulse = interval(PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut missed = 0;
+        while missed < MISSED {
+            pulse.tick().await;
+            self.mesh.watch(endpoint);
+            missed = if self.mesh.rtt(endpoint.peer).is_some() { 0 } else { missed + 1 };
+        }
     }
 
     /// The round trip to `peer` as the API shows it.

@@ -26,9 +26,11 @@ use crate::{
 use known::KnownSpecs;
 
 mod allocator;
-mod instances;
+mod follow;
+pub(crate) mod instances;
 pub(crate) mod known;
 mod registry;
+mod watch;
 
 /// Longest a relayed unary call waits where the caller has no deadline of its own: a
 /// registry or an allocator answers such questions in milliseconds.

@@ -17,11 +17,15 @@ const FIND: Duration = Duration::from_millis(500);
 /// Representatives a node asks; more are not shown.
 const MAX: usize = 256;
 
+/// Those that are known without asking anybody, this node included if it is one.
+pub(crate) fn known(reach: &Reach) -> impl Iterator<Item = Arc<Endpoint>> {
+    let known = reach.discovery.known().into_iter().chain([reach.discovery.own()]);
+    known.filter(|peer| peer.has(Role::External)).take(MAX)
+}
+
 /// Those that are known or found within half a second, this node included if it is one.
 pub(crate) async fn find(reach: &Reach) -> Vec<Arc<Endpoint>> {
-    let known = reach.discovery.known().into_iter().chain([reach.discovery.own()]);
-    let mut all: HashMap<_, _> =
-        known.filter(|peer| peer.has(Role::External)).map(|peer| (peer.peer, peer)).collect();
+    let mut all: HashMap<_, _> = known(reach).map(|peer| (peer.peer, peer)).collect();
     let deadline = Instant::now() + FIND;
     let mut finding = reach.discovery.find(Key::Role(Role::External));
     // A miss is said before anything was found: nobody else is near.

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    Manager, Outcome, Target, Wish,
+    Manager, Outcome, Target, Wish, explain,
     flight::Landed,
     manager::{Wait, Way},
     relay,
@@ -92,9 +92,10 @@ impl Rpc for ForLocal {
 
     async fn explain(
         &self,
-        _request: Request<proto::ExplainRequest>,
+        request: Request<proto::ExplainRequest>,
     ) -> Result<Response<proto::ExplainResponse>, Status> {
-        Err(Status::unimplemented(""))
+        let name = name(&request.into_inner().service)?;
+        Ok(Response::new(explain::explain(&self.0.inner, &name).await?))
     }
 
     async fn list_peers(

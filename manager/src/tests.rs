@@ -2,7 +2,9 @@
 
 mod allocating;
 mod checking;
+mod explaining;
 mod picking;
 mod registry;
 mod relaying;
+mod watching;
 mod world;

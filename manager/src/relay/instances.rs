@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use lca::{
-    Error, PeerId, Result, ServiceHash, ServiceName,
+    Error, Kind, PeerId, Result, ServiceHash, ServiceName,
     api::proto::{self, instances_server::Instances},
     endpoint::Endpoint,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Relay;
+use super::{Relay, watch};
 use crate::{manager::Inner, representatives};
 
 /// Longest one allocator may take.
@@ -20,16 +21,25 @@ const ASK: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 64;
 /// The most that one answer names.
 const MAX: usize = 1000;
+/// When one watcher too many may come again.
+const BUSY: Duration = Duration::from_secs(1);
 
 #[tonic::async_trait]
 impl Instances for Relay {
-    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+    type WatchInstancesStream = ReceiverStream<Result<proto::InstanceEvent, Status>>;
 
     async fn watch_instances(
         &self,
-        _: Request<proto::WatchInstancesRequest>,
+        request: Request<proto::WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
-        Err(Status::unimplemented(""))
+        let which = request.into_inner();
+        check(&which.service, &which.service_hash)?;
+        let inner = &self.0.inner;
+        let place = inner.watchers.clone().try_acquire_owned().map_err(|_| {
+            Error::new(Kind::NoCapacity, "the daemon has as many watchers as it serves")
+                .retry_after(BUSY)
+        })?;
+        Ok(Response::new(watch::start(inner.clone(), which, place)))
     }
 
     async fn list_instances(
@@ -37,12 +47,7 @@ impl Instances for Relay {
         request: Request<proto::ListInstancesRequest>,
     ) -> Result<Response<proto::ListInstancesResponse>, Status> {
         let which = request.into_inner();
-        if !which.service.is_empty() {
-            which.service.parse::<ServiceName>().map_err(Error::from)?;
-        }
-        if !which.service_hash.is_empty() {
-            which.service_hash.parse::<ServiceHash>().map_err(Error::from)?;
-        }
+        check(&which.service, &which.service_hash)?;
         let All { mut instances, unreachable } = everywhere(&self.0.inner, &which).await;
         instances.truncate(MAX);
         let unreachable_peers = unreachable.iter().map(PeerId::to_string).collect();
@@ -50,15 +55,26 @@ impl Instances for Relay {
     }
 }
 
+/// Whether this is a filter: each part may be empty.
+fn check(service: &str, service_hash: &str) -> Result<()> {
+    if !service.is_empty() {
+        service.parse::<ServiceName>()?;
+    }
+    if !service_hash.is_empty() {
+        service_hash.parse::<ServiceHash>()?;
+    }
+    Ok(())
+}
+
 /// What all said who hold instances.
-pub(super) struct All {
+pub(crate) struct All {
     /// By service, peer and id.
-    pub(super) instances: Vec<proto::Instance>,
-    pub(super) unreachable: Vec<PeerId>,
+    pub(crate) instances: Vec<proto::Instance>,
+    pub(crate) unreachable: Vec<PeerId>,
 }
 
 /// Asks every peer that holds instances, this node included if it does.
-pub(super) async fn everywhere(inner: &Inner, which: &proto::ListInstancesRequest) -> All {
+pub(crate) async fn everywhere(inner: &Inner, which: &proto::ListInstancesRequest) -> All {
     let (mut all, external) = tokio::join!(
         async {
             let allocators = inner.allocators.list_or_find().await;

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use lca::{
     Digest, Error, InstanceId, Kind, PeerId, Result, ServiceHash, Spec,
     api::proto::{
         self, AllocateRequest, Instance, InstanceState,
         allocator_server::{Allocator, AllocatorServer},
+        instance_event::Event,
         instances_server::{Instances, InstancesServer},
     },
     discovery::{
@@ -22,7 +24,11 @@ use lca::{
     shutdown::Tasks,
     specs::{self, Specs},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
+use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status, service::Routes};
 
 use super::registry::FakeRegistry;
@@ -96,7 +102,8 @@ impl World {
     pub(crate) fn allocator_that(&self, behaviour: Behaviour) -> FakeAllocator {
         let peer = self.network.join(&[Role::Allocator]);
         let state = State { behaviour, instances: Vec::new(), asked: Vec::new() };
-        let allocator = FakeAllocator { peer, state: Arc::new(Mutex::new(state)) };
+        let (state, feed) = (Arc::new(Mutex::new(state)), broadcast::Sender::new(64));
+        let allocator = FakeAllocator { peer, state, feed };
         allocator.peer.serve(
             Routes::new(AllocatorServer::new(allocator.clone()))
                 .add_service(InstancesServer::new(allocator.clone())),
@@ -143,6 +150,8 @@ pub(crate) enum Behaviour {
     /// Starts or stops one for each permit.
     Waits(Arc<Semaphore>),
     Refuses(Error),
+    /// Never answers, whatever it is asked.
+    Hangs,
     /// Starts this, and refuses whatever else the service is said to be.
     StartsOnly(ServiceHash),
 }
@@ -157,6 +166,8 @@ impl Behaviour {
 pub(crate) struct FakeAllocator {
     pub(crate) peer: Peer,
     state: Arc<Mutex<State>>,
+    /// What its watchers are told; `None` breaks off.
+    feed: broadcast::Sender<Option<Event>>,
 }
 
 #[derive(Debug)]
@@ -208,6 +219,16 @@ impl FakeAllocator {
         }
     }
 
+    /// Tells its watchers; `None` breaks off.
+    pub(crate) fn tell(&self, event: Option<Event>) {
+        self.feed.send(event).unwrap();
+    }
+
+    /// Its only instance is no more, and nobody is told.
+    pub(crate) fn loses_all(&self) {
+        self.lock().instances.clear();
+    }
+
     pub(crate) fn instances(&self) -> Vec<Instance> {
         self.lock().instances.clone()
     }
@@ -225,6 +246,14 @@ impl FakeAllocator {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// For ever, if that is what it does.
+    async fn hang(&self) {
+        let hangs = matches!(self.lock().behaviour, Behaviour::Hangs);
+        if hangs {
+            std::future::pending().await
+        }
     }
 }
 
@@ -245,6 +274,7 @@ impl Allocator for FakeAllocator {
         match behaviour {
             Behaviour::Starts => {}
             Behaviour::Waits(permits) => permits.acquire().await.unwrap().forget(),
+            Behaviour::Hangs => std::future::pending().await,
             Behaviour::Refuses(error) => return Err(error.into()),
             Behaviour::StartsOnly(hash) if request.service_hash != hash.to_string() => {
                 return Err(Error::new(Kind::FailedPrecondition, "not as asked for").into());
@@ -291,9 +321,10 @@ impl Allocator for FakeAllocator {
         &self,
         _request: Request<proto::DescribeRequest>,
     ) -> Result<Response<proto::DescribeResponse>, Status> {
+        self.hang().await;
         let capacity = |instances| Some(proto::Capacity { instances, ..Default::default() });
         let used = capacity(self.instances().len() as u32);
-        let total = capacity(8);
+        let total = Some(proto::Capacity { cpu_millis: 8000, memory_bytes: 8 << 30, instances: 8 });
         Ok(Response::new(proto::DescribeResponse { total, used, ..Default::default() }))
     }
 
@@ -310,19 +341,38 @@ impl Allocator for FakeAllocator {
 
 #[tonic::async_trait]
 impl Instances for FakeAllocator {
-    type WatchInstancesStream = tonic::codegen::BoxStream<proto::InstanceEvent>;
+    type WatchInstancesStream = Relayed<proto::InstanceEvent>;
 
     async fn watch_instances(
         &self,
-        _: Request<proto::WatchInstancesRequest>,
+        request: Request<proto::WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
-        Err(Status::unimplemented(""))
+        let service = request.into_inner().service;
+        self.hang().await;
+        let changes = BroadcastStream::new(self.feed.subscribe());
+        let mut there = self.instances();
+        there.retain(|instance| service.is_empty() || service == instance.service);
+        let total = Some(proto::Capacity { instances: 8, ..Default::default() });
+        let capacity = proto::PeerCapacity { total, ..Default::default() };
+        let now = there.into_iter().map(Event::Put);
+        let now = now.chain([Event::Capacity(capacity), Event::Synced(true)]);
+        let now = futures::stream::iter(now.map(|event| Some(Ok(event))));
+        // `None` ends it: the allocator breaks off.
+        // One that lags is patient here.
+        let then = changes.filter_map(|change| std::future::ready(change.ok()));
+        let then = then.map(|event| event.map(Ok));
+        let events = now.chain(then).take_while(|event| std::future::ready(event.is_some()));
+        let events = events.filter_map(std::future::ready);
+        Ok(Response::new(Box::pin(
+            events.map_ok(|event| proto::InstanceEvent { event: Some(event) }),
+        )))
     }
 
     async fn list_instances(
         &self,
         request: Request<proto::ListInstancesRequest>,
     ) -> Result<Response<proto::ListInstancesResponse>, Status> {
+        self.hang().await;
         let which = request.into_inner();
         let mut instances = self.instances();
         instances.retain(|instance| {
