@@ -58,13 +58,13 @@ pub(crate) async fn take_over(supervisor: &Arc<Supervisor>, left: Left) {
         tracing::info!(running = taken.len(), ended, "took over what an earlier run left");
     }
     for (entry, record) in taken {
-        instance::resume(supervisor.clone(), entry, record);
+        instance::resume(supervisor.clone(), entry, *record);
     }
 }
 
 /// What became of a remembered instance.
 enum Found {
-    Running(Arc<Entry>, Record),
+    Running(Arc<Entry>, Box<Record>),
     Ended(Arc<Entry>),
 }
 
@@ -96,7 +96,7 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
             if record.phase == Phase::Ending {
                 entry.ask(Ask::Release);
             }
-            Found::Running(entry, record)
+            Found::Running(entry, Box::new(record))
         }
         Phase::Live | Phase::Ending => {
             let reason = match record.started == Started::default() {

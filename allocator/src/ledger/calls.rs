@@ -166,7 +166,7 @@ mod tests {
             wanted: Wanted {
                 service: "hello".parse().unwrap(),
                 hash: ServiceHash::from_sha256([1; 32]),
-                mode: if number % 3 == 0 { Mode::New } else { Mode::Ensure },
+                mode: if number < 3 { Mode::New } else { Mode::Ensure },
             },
             instance: InstanceId::random(),
             at_ms: number,
