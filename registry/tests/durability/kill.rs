@@ -64,7 +64,7 @@ impl Writer {
 
     async fn delete(&mut self, client: &mut RegistryClient<Channel>) -> Option<Kind> {
         let name = self.any_name();
-        let Some((revision, _)) = self.told.get(&name) else { return None };
+        let (revision, _) = self.told.get(&name)?; // nothing to remove: nothing went wrong
         self.pending = Some((name.clone(), None));
         let if_revision = Some(*revision);
         let request = proto::DeleteServiceRequest { name: name.clone(), if_revision };
