@@ -1,6 +1,6 @@
 //! Turns `proto/` into Rust with protox, so that no protoc is needed on the machine.
 
-use std::error::Error;
+use std::{error::Error, path::Path};
 
 const FILES: [&str; 7] = [
     "lca/v1/spec.proto",
@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    let descriptors = Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(descriptors, compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .btree_map(".")
         .bytes(".lca.v1.ArtifactChunk.data")

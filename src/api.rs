@@ -10,14 +10,20 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::Instant,
 };
 use tonic::{
     Request,
     transport::{Endpoint, Server, server::Connected},
 };
+use tower::layer::util::{Identity, Stack};
 
 use crate::PeerId;
+use deadline::Deadlines;
+
+mod answer;
+pub mod deadline;
 
 /// The generated messages, clients and servers. Their documentation is the comments
 /// in `proto/lca/v1`.
@@ -33,9 +39,16 @@ pub mod proto {
     tonic::include_proto!("lca.v1");
 }
 
+/// The API as an encoded `FileDescriptorSet` with its comments, for reflection and for the
+/// reference documentation.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Longest a unary call may take on the server, whatever the client asks for:
 /// longer than any start with its fetch, short enough that nothing is held for ever.
 pub const MAX_CALL: Duration = Duration::from_secs(300);
+/// A streamed answer of which a client takes nothing for so long is given up. People stop
+/// a stream to read a page of it and come back; a program that hangs does not.
+pub const UNREAD: Duration = Duration::from_secs(600);
 /// Largest message a client takes from a registry, or from a daemon that relays one: all
 /// specs at once are at most 32 MiB. tonic's own limit is 4 MiB.
 pub const MAX_ANSWER: usize = 40 << 20;
@@ -80,12 +93,21 @@ impl Caller {
 pub struct Identified<S> {
     stream: S,
     caller: Caller,
+    /// Its place among the connections of its listener, free when it has ended.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl<S> Identified<S> {
     /// Says who is at the other end of `stream`.
     pub const fn new(stream: S, caller: Caller) -> Self {
-        Self { stream, caller }
+        Self { stream, caller, place: None }
+    }
+
+    /// Holds its place among the connections of a listener until it has ended.
+    #[must_use]
+    pub(crate) fn in_place(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.place = Some(place);
+        self
     }
 }
 
@@ -138,14 +160,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Identified<S> {
 }
 
 /// A gRPC server with the limits all our listeners share.
-pub fn server() -> Server {
+pub fn server() -> Server<Stack<Deadlines, Identity>> {
     Server::builder()
-        .timeout(MAX_CALL)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(Deadlines { longest: MAX_CALL, unread: UNREAD })
 }
 
 /// A gRPC client endpoint with the limits all our clients share. `authority` is what

@@ -25,6 +25,11 @@ use crate::{
     shutdown::Spawner,
 };
 
+pub use token::Token;
+
+pub mod tcp;
+mod token;
+
 /// A daemon on this machine accepts at once or is not there.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// What remains of a call when the daemon stops: hyper may wait for an idle

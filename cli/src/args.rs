@@ -30,10 +30,13 @@ pub struct Cli {
 /// What holds for every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// The daemon to ask: unix:PATH, or a path [env: LCA_ADDRESS] [default: the first
-    /// local one that answers]
+    /// The daemon to ask: unix:PATH, a path, or http://127.0.0.1:PORT [env: LCA_ADDRESS]
+    /// [default: the first local one that answers]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub address: Option<Address>,
+    /// The file with the token that http:// asks for [default: the token in LCA_TOKEN]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// What standard output looks like; JSON has the field names of the API
     #[arg(short, long, global = true, default_value = "table", value_name = "table|json")]
     #[arg(value_enum, hide_possible_values = true)]
@@ -289,7 +292,7 @@ mod tests {
             ("release XYZ", "hex digits"),
             ("logs 1a --tail 0", "0 is not in"),
             ("peers --address 127.0.0.1:4210", "unix"),
-            ("peers --address http://localhost:4210", "unix"),
+            ("peers --address http://10.0.0.1:4210", "ssh"),
             ("up --nodes 33", "33 is not in"),
         ] {
             let error = parse(line).expect_err(line);

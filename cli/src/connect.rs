@@ -1,15 +1,24 @@
 //! Which daemon is asked, and how it is reached.
 
 use std::{
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
-use lca::{Kind, local};
+use lca::{
+    Kind,
+    local::{self, Token},
+};
 use tokio::time::timeout;
-use tonic::transport::Channel;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
@@ -25,44 +34,119 @@ const CONNECT: Duration = Duration::from_secs(4);
 /// How long one daemon of several may take to say anything: it is on this machine.
 const STUCK: Duration = Duration::from_millis(1500);
 
-/// Where a daemon's local API is: `unix:PATH`, or a path alone.
+/// Where a daemon's local API is: `unix:PATH`, a path alone, or `http://127.0.0.1:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(PathBuf);
-
-impl Address {
-    /// The socket.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
+pub enum Address {
+    /// A unix socket.
+    Socket(PathBuf),
+    /// A port on this machine, which asks for the daemon's token.
+    Tcp(SocketAddr),
 }
 
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(authority) = text.strip_prefix("http://") {
+            return tcp(authority.strip_suffix('/').unwrap_or(authority)).map(Self::Tcp);
+        }
         let path = match text.strip_prefix("unix:") {
             Some(path) => path.strip_prefix("//").unwrap_or(path),
             None => {
                 let host_and_port = !text.contains('/')
                     && text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
                 if text.contains("://") || host_and_port || text.parse::<SocketAddr>().is_ok() {
-                    return Err("a daemon is reached through its socket: unix:PATH".into());
+                    return Err(FORMS.into());
                 }
                 text
             }
         };
         match path {
-            "" => Err("write it as unix:PATH".into()),
-            path => Ok(Self(path.into())),
+            "" => Err(FORMS.into()),
+            path => Ok(Self::Socket(path.into())),
         }
     }
 }
 
-/// The sockets to try, in order.
-pub(crate) fn sockets(global: &Global) -> Vec<PathBuf> {
+impl Address {
+    /// As people are told it: a socket by its path alone.
+    pub(crate) fn plain(&self) -> String {
+        match self {
+            Self::Socket(path) => path.display().to_string(),
+            Self::Tcp(_) => self.to_string(),
+        }
+    }
+}
+
+const FORMS: &str = "write it as unix:PATH or http://127.0.0.1:PORT";
+
+/// The port of this machine behind `http://`. Others are refused: the token would travel in
+/// the clear, and no daemon of ours listens there.
+fn tcp(authority: &str) -> Result<SocketAddr, String> {
+    let named = authority.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let address: SocketAddr =
+        named.as_deref().unwrap_or(authority).parse().map_err(|_| FORMS.to_owned())?;
+    match address.ip().to_canonical().is_loopback() {
+        true => Ok(address),
+        false => Err("a daemon answers on its own machine only; use `ssh -L` to get there".into()),
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "http://{address}"),
+        }
+    }
+}
+
+/// A daemon that can be called.
+pub(crate) type Api = InterceptedService<Channel, Bearer>;
+
+/// Adds the token to every call where one is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The daemon behind a unix socket, which asks for no token.
+pub(crate) async fn socket(path: &Path) -> lca::Result<Api> {
+    Ok(InterceptedService::new(local::connect(path).await?, Bearer::default()))
+}
+
+/// The daemon at `address`, with the token that was given.
+pub(crate) async fn to(address: &Address, global: &Global) -> lca::Result<Api> {
+    match address {
+        Address::Socket(path) => socket(path).await,
+        Address::Tcp(address) => {
+            let bearer = Bearer(token(global)?.map(|token| token.bearer()));
+            Ok(InterceptedService::new(local::tcp::connect(*address).await?, bearer))
+        }
+    }
+}
+
+/// From `--token-file`, else from `LCA_TOKEN`, which no process list shows.
+fn token(global: &Global) -> lca::Result<Option<Token>> {
+    match (&global.token_file, std::env::var("LCA_TOKEN")) {
+        (Some(file), _) => Token::load(file).map(Some),
+        (None, Ok(text)) if !text.is_empty() => Token::parse(&text).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The addresses to try, in order.
+pub(crate) fn addresses(global: &Global) -> Vec<Address> {
     match &global.address {
-        Some(address) => vec![address.0.clone()],
-        None => local::sockets(&local::default_dir()),
+        Some(address) => vec![address.clone()],
+        None => local::sockets(&local::default_dir()).into_iter().map(Address::Socket).collect(),
     }
 }
 
@@ -73,51 +157,53 @@ pub(crate) fn sockets(global: &Global) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// [`Kind::Unavailable`] if there is none; [`Kind::Timeout`] if one is there that does
-/// not answer.
-pub(crate) async fn daemon(global: &Global) -> Result<Channel> {
-    let sockets = sockets(global);
+/// not answer; what is wrong with the token.
+pub(crate) async fn daemon(global: &Global) -> Result<Api> {
+    let addresses = addresses(global);
     // With nobody else to ask, almost all the time there is.
-    let patience = if sockets.len() > 1 { STUCK } else { CONNECT - STUCK / 3 };
-    let asked = sockets.iter().map(|socket| async move {
-        let channel = local::connect(socket).await.ok()?;
+    let patience = if addresses.len() > 1 { STUCK } else { CONNECT - STUCK / 3 };
+    let asked = addresses.iter().map(|address| async move {
+        let channel = match to(address, global).await {
+            Err(error) if error.kind() == Kind::Unavailable => return None,
+            Err(error) => return Some(Err(error.into())),
+            Ok(channel) => channel,
+        };
         let alive = timeout(patience, answers(channel.clone())).await.is_ok();
-        Some(if alive { Ok(channel) } else { Err(socket) })
+        Some(if alive { Ok(channel) } else { Err(silent(address)) })
     });
     let connected = timeout(CONNECT, futures::future::join_all(asked)).await.unwrap_or_default();
-    let mut stuck = None;
+    let mut failed = None;
     for answer in connected.into_iter().flatten() {
         match answer {
             Ok(channel) => return Ok(channel),
-            Err(socket) => stuck = stuck.or(Some(socket)),
+            Err(failure) => failed = failed.or(Some(failure)),
         }
     }
-    Err(stuck.map_or_else(|| none(global), |socket| silent(socket)))
+    Err(failed.unwrap_or_else(|| none(global)))
 }
 
 /// Resolves when the daemon has said anything at all.
-async fn answers(channel: Channel) {
+async fn answers(channel: Api) {
     let request = HealthCheckRequest::default();
     let _whatever_it_says = HealthClient::new(channel).check(request).await;
 }
 
 /// A daemon takes connections and does not answer.
-fn silent(socket: &Path) -> Failure {
-    let socket = socket.display();
-    Failure::new(
-        Kind::Timeout,
-        format!("the daemon on {socket} takes connections and does not answer"),
-    )
-    .hint("it is stopped or stuck: end it and start it again")
+fn silent(address: &Address) -> Failure {
+    let what = format!("the daemon on {} takes connections and does not answer", address.plain());
+    Failure::new(Kind::Timeout, what).hint("it is stopped or stuck: end it and start it again")
 }
 
 /// No daemon answers.
 pub(crate) fn none(global: &Global) -> Failure {
     match &global.address {
-        Some(address) => {
-            let socket = address.path().display();
-            Failure::new(Kind::Unavailable, format!("no daemon answers on {socket}"))
-                .hint("without --address and LCA_ADDRESS, the daemons of this user are found by themselves")
-        }
+        Some(address) => Failure::new(
+            Kind::Unavailable,
+            format!("no daemon answers on {}", address.plain()),
+        )
+        .hint(
+            "without --address and LCA_ADDRESS, the daemons of this user are found by themselves",
+        ),
         None => {
             let dir = local::default_dir();
             Failure::new(Kind::Unavailable, format!("no daemon answers in {}", dir.display()))
@@ -139,15 +225,37 @@ mod tests {
             ("./proxy.sock", "./proxy.sock"),
             ("unix:a:1", "a:1"),
         ] {
-            assert_eq!(text.parse::<Address>().unwrap().path(), Path::new(path));
+            assert_eq!(text.parse::<Address>().unwrap(), Address::Socket(path.into()));
         }
     }
 
     #[test]
-    fn an_address_of_another_kind_is_refused() {
-        for text in
-            ["", "unix:", "127.0.0.1:1", "[::1]:1", "host:80", "http://x", "tcp://1.2.3.4:5"]
-        {
+    fn a_port_is_named_by_its_url() {
+        for (text, address) in [
+            ("http://127.0.0.1:4210", "127.0.0.1:4210"),
+            ("http://localhost:4210/", "127.0.0.1:4210"),
+            ("http://[::1]:1", "[::1]:1"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap(), Address::Tcp(address.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_kind_or_of_another_machine_is_refused() {
+        for text in [
+            "",
+            "unix:",
+            "127.0.0.1:1",
+            "[::1]:1",
+            "host:80",
+            "http://x",
+            "http://host:80",
+            "http://localhost",
+            "http://10.0.0.1:4210",
+            "http://127.0.0.1:4210/x",
+            "https://127.0.0.1:4210",
+            "tcp://1.2.3.4:5",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

@@ -78,6 +78,26 @@ async fn a_list_may_be_longer_than_the_4_mib_of_grpc() {
 }
 
 #[tokio::test]
+async fn a_daemon_is_asked_by_tcp_with_its_token_and_not_without() {
+    let daemon = Daemon::start().await;
+    let url = format!("http://{}", daemon.port);
+    let by_tcp =
+        async |line: &str| on(Path::new(&url), line, false, CancellationToken::new()).await;
+    let with = format!("peers --token-file {}", daemon.token_file.display());
+    let ended = by_tcp(&with).await;
+    assert_eq!((ended.exit, ended.err.as_str()), (Exit::Success, ""));
+    assert_eq!(ended.out, daemon.run("peers").await.out);
+    assert_eq!(by_tcp("health").await.exit, Exit::Success, "health asks for no token");
+    let ended = by_tcp("peers").await;
+    assert_eq!(ended.exit, Exit::Refused);
+    let file = daemon.token_file.display().to_string();
+    assert!(ended.err.contains(&file), "it says where the token is: {}", ended.err);
+    let ended = by_tcp("peers --token-file /nowhere/token").await;
+    assert_eq!(ended.exit, Exit::Refused);
+    assert!(ended.err.contains("/nowhere/token does not exist"), "{}", ended.err);
+}
+
+#[tokio::test]
 async fn peers_are_listed_and_cannot_colour_the_terminal() {
     let daemon = Daemon::start().await;
     let ended = daemon.run("peers").await;

@@ -36,6 +36,9 @@ pub struct Args {
     /// Port of the front on 127.0.0.1; 0 lets the kernel choose
     #[arg(long, value_name = "PORT", default_value_t = 4201)]
     pub port: u16,
+    /// Port of gRPC for programs in any language on 127.0.0.1; 0 lets the kernel choose
+    #[arg(long, value_name = "PORT", default_value_t = 4210)]
+    pub grpc_port: u16,
     /// Configuration file [default: conf/conf.json, then lca/conf.json in the user's folder]
     #[arg(long, value_name = "FILE")]
     pub configfile: Option<PathBuf>,
@@ -77,7 +80,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let environment = std::env::var(BOOTSTRAPS_ENV).ok();
     config.bootstraps = config::bootstraps(&[], &config.bootstraps, environment.as_deref())?;
     // Held to the end: dropping it removes the folder.
-    let (data_dir, _temporary) = match args.data_dir {
+    let (data_dir, _temporary) = match args.data_dir.clone() {
         Some(dir) => (dir, None),
         None => {
             let made = Temporary::create()?;
@@ -93,7 +96,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let signal = shutdown_signal()?;
     tokio::pin!(signal);
     let starting = async {
-        let fleet = Fleet::start(&data_dir, args.nodes, args.port, &config).await?;
+        let fleet = Fleet::start(&data_dir, &args, &config).await?;
         match demo::register(&fleet).await {
             Ok(()) => Ok(fleet),
             Err(error) => {

@@ -28,7 +28,8 @@ use lca::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+
+use crate::connect::Api;
 
 /// Bytes of one message: a quarter of what is allowed, and enough to keep a link busy.
 const CHUNK: usize = 256 << 10;
@@ -61,14 +62,14 @@ impl Program {
     /// # Errors
     /// What the registry answered; [`Kind::Timeout`] after five minutes;
     /// [`Kind::FailedPrecondition`] if the file cannot be read any more.
-    pub(crate) async fn upload(&self, registry: &mut RegistryClient<Channel>) -> Result<()> {
+    pub(crate) async fn upload(&self, registry: &mut RegistryClient<Api>) -> Result<()> {
         self.upload_counting(registry, Arc::default()).await
     }
 
     /// As [`upload`](Self::upload), adding what the connection has taken to `sent`, bytes.
     pub(crate) async fn upload_counting(
         &self,
-        registry: &mut RegistryClient<Channel>,
+        registry: &mut RegistryClient<Api>,
         sent: Arc<AtomicU64>,
     ) -> Result<()> {
         let (chunks, stream) = mpsc::channel(AHEAD);
@@ -91,10 +92,7 @@ impl Program {
 ///
 /// # Errors
 /// As [`Program::read`] and [`Program::upload`].
-pub(crate) async fn artifact(
-    registry: &mut RegistryClient<Channel>,
-    path: &Path,
-) -> Result<Digest> {
+pub(crate) async fn artifact(registry: &mut RegistryClient<Api>, path: &Path) -> Result<Digest> {
     let program = Program::read(path).await?;
     program.upload(registry).await?;
     Ok(program.digest)

@@ -13,7 +13,7 @@ use lca::{
     config::Bootstrap,
     discovery::Discovery,
     endpoint::Role,
-    local,
+    local::{self, Token},
     mesh::Mesh,
     metrics::Metrics,
     shutdown::{Spawner, Tasks},
@@ -24,7 +24,10 @@ use lca_manager::Manager;
 use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
 
-use crate::{data::DataDir, diagnose::Diagnosis, health::Health, limits, plan::Read, ports::Ports};
+use crate::{
+    data::DataDir, diagnose::Diagnosis, health::Health, limits, plan::Read, ports::Ports,
+    reflection,
+};
 
 /// Every daemon that is asked to stop has stopped, instances included, within this time:
 /// below the 5 s in which Ctrl-C must be over.
@@ -143,6 +146,7 @@ pub(crate) struct Base {
     scrapes: Option<crate::metrics::Listener>,
     role: Role,
     listener: mesh::Listener,
+    grpc: Option<local::tcp::Listener>,
     health: Health,
     diagnosis: Diagnosis,
     dir: DataDir,
@@ -171,6 +175,13 @@ impl Base {
         };
         let ports = Ports::read(dir.path());
         let (listen, mesh_listen) = ports.wanted(settings);
+        let grpc = match settings.grpc_listen {
+            Some(address) => {
+                let token = Token::file(&settings.data_dir);
+                Some(local::tcp::Listener::bind(address, token).await?)
+            }
+            None => None,
+        };
         let (identity, boot) = settings.identity()?;
         let node = lca_node::Config {
             boot,
@@ -237,6 +248,7 @@ impl Base {
             scrapes,
             role,
             listener,
+            grpc,
             health,
             diagnosis,
             dir,
@@ -270,7 +282,7 @@ impl Base {
             bootstraps: self.node.bootstrap_addresses(),
             mesh: self.node.mesh_addresses(),
             front,
-            grpc: None,
+            grpc: self.grpc.as_ref().map(local::tcp::Listener::address),
             metrics: self.scrapes.as_ref().map(crate::metrics::Listener::address),
             socket: local.path().to_owned(),
         };
@@ -283,11 +295,16 @@ impl Base {
         let diagnosis = Diagnosis { front, ..self.diagnosis };
         let routes = self.manager.local_routes();
         let routes = routes.add_service(self.health.server()).add_service(diagnosis.server());
+        let routes = reflection::added_to(routes)?;
+        if let Some(grpc) = self.grpc {
+            grpc.serve(routes.clone(), &self.spawner);
+        }
         local.serve(routes, &self.spawner);
         tracing::info!(
             role = %self.role, peer = %addresses.peer, mesh = ?addresses.mesh,
             listen = ?addresses.bootstraps.iter().map(Bootstrap::to_string).collect::<Vec<_>>(),
-            local = %addresses.socket.display(), front = ?addresses.front, "listening"
+            local = %addresses.socket.display(), front = ?addresses.front,
+            grpc = ?addresses.grpc, "listening"
         );
         let Self { tasks, node, manager, health, dir, .. } = self;
         Ok(Running { tasks, node, manager, health, addresses, _dir: dir })

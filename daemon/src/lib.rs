@@ -18,6 +18,7 @@ mod notify;
 pub mod plan;
 mod ports;
 pub mod proxy;
+mod reflection;
 pub mod registry;
 mod report;
 pub mod run;

@@ -73,19 +73,7 @@ pub(crate) fn remaining(metadata: &MetadataMap) -> Duration {
 }
 
 fn asked_for(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    // The protocol allows eight digits.
-    let number: u64 = (number.len() <= 8).then(|| number.parse().ok())??;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
+    api::deadline::parse(metadata.get("grpc-timeout")?.to_str().ok()?)
 }
 
 /// Passes a unary call on with the deadline of the caller, or of [`ANSWER`].
@@ -136,31 +124,5 @@ async fn head<T>(
             Err(Error::new(Kind::Timeout, format!("{what} did not answer within {ANSWER:?}"))
                 .into())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_deadline_is_read_as_the_protocol_writes_it() {
-        let read = |text: &str| {
-            let mut request = Request::new(());
-            request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
-            asked_for(request.metadata())
-        };
-        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(read("7S"), Some(Duration::from_secs(7)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for junk in ["", "S", "1", "-1S", "999999999S", "1 S", "1x"] {
-            assert_eq!(read(junk), None, "{junk:?}");
-        }
-    }
-
-    #[test]
-    fn what_tonic_writes_is_read_back() {
-        let request = api::within(Duration::from_millis(1500), ());
-        assert_eq!(asked_for(request.metadata()), Some(Duration::from_millis(1500)));
     }
 }

@@ -19,8 +19,8 @@ pub enum Kind {
     NotFound,
     /// It exists already with another content, or was changed by somebody else.
     Conflict,
-    /// The caller did not say who it is. Nothing of ours answers so (the mesh knows who
-    /// calls); peers that are not ours may.
+    /// The caller did not say who it is. Only gRPC over TCP answers so: the mesh and the
+    /// unix socket know who calls.
     Unauthenticated,
     /// The caller may not do this.
     PermissionDenied,
@@ -124,7 +124,8 @@ impl Kind {
     /// The kind of a status that does not come from us.
     pub(super) fn from_code(code: Code) -> Self {
         match code {
-            // tonic's own time-outs arrive as CANCELLED.
+            // Given up before its end, by tonic's own timer on our side among others:
+            // whether it acted is not known, as after a time-out.
             Code::DeadlineExceeded | Code::Cancelled => Self::Timeout,
             Code::Unavailable => Self::Unavailable,
             // Whoever answered does not know either. A connection that failed below gRPC

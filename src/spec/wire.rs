@@ -10,6 +10,8 @@ const MAX_ENTRIES: usize = 256;
 /// Bytes of all arguments, and of all environment entries, together: well below
 /// what execve takes (128 KiB a string, and a quarter of the stack limit in all).
 const MAX_BYTES: usize = 64 << 10;
+/// More than any machine has: a slip of the pen, not a requirement.
+const MAX_CPU_MILLIS: u32 = 10_000_000;
 /// A day: what is idle for longer may as well run for ever.
 const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// What an instance is told by the allocator, which a spec may not overrule.
@@ -69,10 +71,12 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         let resources = spec.resources.unwrap_or_default();
         let default = Resources::default();
         let resources = Resources {
-            cpu_millis: if resources.cpu_millis == 0 {
-                default.cpu_millis
-            } else {
-                resources.cpu_millis
+            cpu_millis: match resources.cpu_millis {
+                0 => default.cpu_millis,
+                millis if millis > MAX_CPU_MILLIS => {
+                    return Err(invalid("resources.cpu_millis is more than 10 000 cores"));
+                }
+                millis => millis,
             },
             memory_bytes: match resources.memory_bytes {
                 0 => default.memory_bytes,

@@ -5,6 +5,7 @@
 //! every task the node or its libraries spawned, mid-await, with no goodbye. The
 //! instances are real processes; whatever a test leaves running is killed with it.
 
+pub mod api_docs;
 mod cluster;
 mod eventually;
 pub mod http;

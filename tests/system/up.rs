@@ -28,7 +28,7 @@ impl Up {
     async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let runtime_dir = tempfile::Builder::new().prefix("lca-up-test-").tempdir()?;
         let mut child = lcactl(runtime_dir.path())
-            .args(["up", "--port", "0"])
+            .args(["up", "--port", "0", "--grpc-port", "0"])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(runtime_dir.path().join("log"))?)
@@ -278,7 +278,8 @@ async fn a_taken_port_is_named_and_nothing_is_half_started() -> anyhow::Result<(
     let holder = std::net::TcpListener::bind("127.0.0.1:0")?;
     let port = holder.local_addr()?.port().to_string();
     let runtime_dir = tempfile::tempdir()?;
-    let output = lcactl(runtime_dir.path()).args(["up", "--port", &port]).output();
+    let output =
+        lcactl(runtime_dir.path()).args(["up", "--port", &port, "--grpc-port", "0"]).output();
     let output = timeout(Duration::from_secs(20), output).await??;
     assert!(!output.status.success());
     let said = String::from_utf8(output.stderr)?;

@@ -68,7 +68,7 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
 
 /// Reads the progress to its end. The caller sets the deadline.
 async fn follow(
-    channel: tonic::transport::Channel,
+    channel: connect::Api,
     request: proto::AllocateServiceRequest,
     output: &mut Output,
 ) -> Result<proto::AllocateResponse> {

@@ -18,12 +18,14 @@ use lca::{
     local,
 };
 use serde::Serialize;
-use tokio::{net::UnixStream, time::timeout};
-use tonic::transport::Channel;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
 use crate::{
     args::{Doctor as Args, Global},
-    connect,
+    connect::{self, Address, Api},
     errors::{Failure, Result},
     output::Output,
     table::Table,
@@ -104,16 +106,24 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
 }
 
 /// Whether there is a socket that somebody listens on: the one named, or the first.
-async fn socket(global: &Global) -> (Link, Option<Channel>) {
+async fn socket(global: &Global) -> (Link, Option<Api>) {
     const NAME: &str = "socket";
     const START: &str = "start a daemon, such as `lcactl up`, or name its socket with --address";
-    let sockets = connect::sockets(global);
     let mut why = format!("there is none in {}", local::default_dir().display());
-    for socket in sockets {
-        let path = socket.display();
-        match timeout(CONNECT, UnixStream::connect(&socket)).await {
-            Ok(Ok(_)) => match timeout(CONNECT, local::connect(&socket)).await {
-                Ok(Ok(channel)) => return (Link::ok(NAME, path.to_string()), Some(channel)),
+    for address in connect::addresses(global) {
+        let path = address.plain();
+        let connected = async {
+            match &address {
+                Address::Socket(socket) => UnixStream::connect(socket).await.map(drop),
+                Address::Tcp(address) => TcpStream::connect(address).await.map(drop),
+            }
+        };
+        match timeout(CONNECT, connected).await {
+            Ok(Ok(())) => match timeout(CONNECT, connect::to(&address, global)).await {
+                Ok(Ok(channel)) => return (Link::ok(NAME, path), Some(channel)),
+                Ok(Err(error)) if error.kind() == Kind::FailedPrecondition => {
+                    why = error.public().to_owned();
+                }
                 _ => why = format!("{path} does not speak gRPC"),
             },
             Ok(Err(error)) => why = format!("{path}: {error}"),
@@ -124,7 +134,7 @@ async fn socket(global: &Global) -> (Link, Option<Channel>) {
 }
 
 /// Whether the daemon answers, and what it says.
-async fn daemon(channel: Channel) -> (Link, Option<DiagnoseResponse>) {
+async fn daemon(channel: Api) -> (Link, Option<DiagnoseResponse>) {
     const NAME: &str = "daemon";
     let mut node = NodeClient::new(channel).max_decoding_message_size(api::MAX_ANSWER);
     match api::call("it", DIAGNOSE, DiagnoseRequest {}, |r| node.diagnose(r)).await {

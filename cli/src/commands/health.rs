@@ -3,11 +3,11 @@
 use std::{
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
-use lca::{Kind, api, local};
+use lca::{Kind, api};
 use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
 use tonic_health::pb::{
@@ -16,7 +16,7 @@ use tonic_health::pb::{
 
 use crate::{
     args::Global,
-    connect,
+    connect::{self, Address},
     errors::{Failure, Result},
     output::Output,
     table::Table,
@@ -43,7 +43,7 @@ struct Daemon {
 }
 
 pub(super) async fn run(global: &Global, output: &mut Output) -> Result<()> {
-    let asked = connect::sockets(global).into_iter().map(daemon);
+    let asked = connect::addresses(global).into_iter().map(|address| daemon(address, global));
     let daemons = futures::future::join_all(asked).await;
     let there: Vec<_> = daemons.iter().filter(|daemon| !daemon.gone).collect();
     if there.is_empty() {
@@ -64,17 +64,18 @@ pub(super) async fn run(global: &Global, output: &mut Output) -> Result<()> {
     }
 }
 
-async fn daemon(socket: PathBuf) -> Daemon {
-    let address = format!("unix:{}", socket.display());
-    if let Err(error) = UnixStream::connect(&socket).await
+async fn daemon(at: Address, global: &Global) -> Daemon {
+    let address = at.to_string();
+    if let Address::Socket(socket) = &at
+        && let Err(error) = UnixStream::connect(socket).await
         && matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
     {
-        let removed = error.kind() == io::ErrorKind::ConnectionRefused && remove(&socket).is_ok();
+        let removed = error.kind() == io::ErrorKind::ConnectionRefused && remove(socket).is_ok();
         let what = if removed { "its socket is removed" } else { "or never was" };
         let error = Some(format!("nobody listens here: the daemon was killed, {what}"));
         return Daemon { address, gone: true, removed, status: None, error };
     }
-    let answer = timeout(connect::ANSWER, ask(&socket)).await.unwrap_or_else(|_| {
+    let answer = timeout(connect::ANSWER, ask(&at, global)).await.unwrap_or_else(|_| {
         Err(lca::Error::new(Kind::Timeout, format!("did not answer within {:?}", connect::ANSWER)))
     });
     let there = Daemon { address, gone: false, removed: false, status: None, error: None };
@@ -96,8 +97,8 @@ fn remove(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
 
-async fn ask(socket: &Path) -> lca::Result<ServingStatus> {
-    let mut health = HealthClient::new(local::connect(socket).await?);
+async fn ask(address: &Address, global: &Global) -> lca::Result<ServingStatus> {
+    let mut health = HealthClient::new(connect::to(address, global).await?);
     let answer = health.check(api::within(connect::ANSWER, HealthCheckRequest::default())).await?;
     Ok(answer.into_inner().status())
 }

@@ -12,7 +12,6 @@ use lca::{
 };
 use serde::Serialize;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 
 use crate::{
     args::{Global, Logs as Args},
@@ -70,7 +69,11 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
 }
 
 /// Whoever follows is told whether the output ended because the instance did.
-async fn ended(channel: Channel, instance: &InstancePrefix, output: &mut Output) -> Result<()> {
+async fn ended(
+    channel: connect::Api,
+    instance: &InstancePrefix,
+    output: &mut Output,
+) -> Result<()> {
     let mut instances = InstancesClient::new(channel).max_decoding_message_size(api::MAX_ANSWER);
     let request = proto::ListInstancesRequest { include_ended: true, ..Default::default() };
     let answer =

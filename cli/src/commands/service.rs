@@ -8,7 +8,6 @@ use lca::{
 };
 use proto::registry_client::RegistryClient;
 use serde::Serialize;
-use tonic::transport::Channel;
 
 use crate::{
     args::{Global, Service as Command},
@@ -76,7 +75,7 @@ pub(super) async fn run(command: Command, global: &Global, output: &mut Output) 
 
 /// Asks for one spec.
 async fn get(
-    registry: &mut RegistryClient<Channel>,
+    registry: &mut RegistryClient<connect::Api>,
     name: &ServiceName,
 ) -> Result<proto::GetServiceResponse> {
     let request = proto::GetServiceRequest { name: name.to_string() };

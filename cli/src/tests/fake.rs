@@ -25,7 +25,9 @@ use proto::{
     registry_server::{Registry, RegistryServer},
 };
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, service::Routes, transport::Channel};
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::connect::{self, Api};
 
 pub(super) const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
 pub(super) const INSTANCE: &str = "00112233445566778899aabbccddeeff";
@@ -56,6 +58,9 @@ pub(super) struct Fake(Arc<Mutex<State>>);
 pub(super) struct Daemon {
     pub(super) fake: Fake,
     pub(super) socket: PathBuf,
+    /// gRPC by TCP, and the file of its token.
+    pub(super) port: std::net::SocketAddr,
+    pub(super) token_file: PathBuf,
     _dir: tempfile::TempDir,
     _tasks: Tasks,
 }
@@ -75,12 +80,18 @@ impl Daemon {
             .add_service(ManagerServer::new(fake.clone()))
             .add_service(NodeServer::new(fake.clone()))
             .add_service(health);
-        local::Listener::bind(&socket).unwrap().serve(routes.routes(), &tasks.spawner());
-        Self { fake, socket, _dir: dir, _tasks: tasks }
+        let (routes, spawner) = (routes.routes(), tasks.spawner());
+        local::Listener::bind(&socket).unwrap().serve(routes.clone(), &spawner);
+        let token_file = dir.path().join("token");
+        let any = ([127, 0, 0, 1], 0).into();
+        let tcp = local::tcp::Listener::bind(any, token_file.clone()).await.unwrap();
+        let port = tcp.address();
+        tcp.serve(routes, &spawner);
+        Self { fake, socket, port, token_file, _dir: dir, _tasks: tasks }
     }
 
-    pub(super) async fn registry(&self) -> RegistryClient<Channel> {
-        RegistryClient::new(local::connect(&self.socket).await.unwrap())
+    pub(super) async fn registry(&self) -> RegistryClient<Api> {
+        RegistryClient::new(connect::socket(&self.socket).await.unwrap())
     }
 
     pub(super) fn state<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {

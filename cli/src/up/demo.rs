@@ -8,12 +8,13 @@ use lca::{
         self,
         proto::{self, registry_client::RegistryClient},
     },
-    local,
 };
-use tonic::transport::Channel;
 
 use super::Fleet;
-use crate::{connect::ANSWER, upload};
+use crate::{
+    connect::{self, ANSWER, Api},
+    upload,
+};
 
 /// What the demo is registered as.
 pub(super) const NAME: &str = "hello-world-server";
@@ -25,10 +26,10 @@ pub(crate) const SUBCOMMAND: &str = "demo-hello-world-server";
 /// Registers the demo, or brings an older registration of ours up to date. A service
 /// that somebody else has put under the name is left alone.
 pub(super) async fn register(fleet: &Fleet) -> Result<()> {
-    register_at(RegistryClient::new(local::connect(fleet.registry_socket()).await?)).await
+    register_at(RegistryClient::new(connect::socket(fleet.registry_socket()).await?)).await
 }
 
-async fn register_at(mut registry: RegistryClient<Channel>) -> Result<()> {
+async fn register_at(mut registry: RegistryClient<Api>) -> Result<()> {
     let wanted = proto::GetServiceRequest { name: NAME.into() };
     let asked = api::call(REGISTRY, ANSWER, wanted, |r| registry.get_service(r));
     let present = match asked.await {
@@ -43,7 +44,7 @@ async fn register_at(mut registry: RegistryClient<Channel>) -> Result<()> {
     put(&mut registry, present.map(|spec| spec.revision)).await
 }
 
-async fn put(registry: &mut RegistryClient<Channel>, if_revision: Option<u64>) -> Result<()> {
+async fn put(registry: &mut RegistryClient<Api>, if_revision: Option<u64>) -> Result<()> {
     let program = std::env::current_exe().map_err(|error| {
         Error::new(Kind::Internal, "cannot find this program's own file").because(error)
     })?;
@@ -69,7 +70,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("registry-1.sock");
         let _accepts_nobody = tokio::net::UnixListener::bind(&socket).unwrap();
-        let deaf = RegistryClient::new(local::connect(&socket).await.unwrap());
+        let deaf = RegistryClient::new(connect::socket(&socket).await.unwrap());
         let error = register_at(deaf).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Timeout);
     }

@@ -1,11 +1,25 @@
 //! All the daemons of `lcactl up`, started in order and stopped together.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures::future::{join_all, select_all};
-use lca::{Result, config::Config, listen, local};
+use lca::{
+    Result,
+    config::Config,
+    listen,
+    local::{self, Token},
+};
 use lca_daemon::{Addresses, Settings, allocator, proxy, registry};
 
+use super::Args;
+
+/// The folder of the proxy's daemon.
+const PROXY: &str = "proxy";
 /// Loopback joins in milliseconds; a machine that swaps gets a few seconds.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -15,23 +29,25 @@ pub(super) struct Fleet {
     registry: registry::App,
     allocators: Vec<allocator::App>,
     proxy: proxy::App,
+    /// The file of the token for gRPC.
+    token: PathBuf,
 }
 
 impl Fleet {
-    /// Starts a registry, `nodes` allocators and a proxy under `data_dir`, joined to each
-    /// other and to the bootstraps of `config`.
-    pub(super) async fn start(
-        data_dir: &Path,
-        nodes: u8,
-        port: u16,
-        config: &Config,
-    ) -> Result<Self> {
-        // The one port people choose: said to be taken before anything starts.
+    /// Starts a registry, allocators and a proxy under `data_dir`, joined to each other and
+    /// to the bootstraps of `config`.
+    pub(super) async fn start(data_dir: &Path, args: &Args, config: &Config) -> Result<Self> {
+        let &Args { nodes, port, grpc_port, .. } = args;
+        // The ports people choose: said to be taken before anything starts.
         let front = SocketAddr::from(([127, 0, 0, 1], port));
-        let free = std::net::TcpListener::bind(front);
-        drop(free.map_err(|error| {
-            listen::cannot("the front", front, "choose another with --port", error)
-        })?);
+        let grpc = SocketAddr::from(([127, 0, 0, 1], grpc_port));
+        for (what, address, hint) in [
+            ("the front", front, "choose another with --port"),
+            ("gRPC", grpc, "choose another with --grpc-port"),
+        ] {
+            let free = std::net::TcpListener::bind(address);
+            drop(free.map_err(|error| listen::cannot(what, address, hint, error))?);
+        }
         let settings = |name: String| Settings {
             bootstraps: config.bootstraps.clone(),
             requirements: config.requirements,
@@ -57,14 +73,13 @@ impl Fleet {
             };
             allocators.push(allocator::App::open(config).await?);
         }
-        let proxy = proxy::Config {
-            settings: joining("proxy".into()),
-            front,
-            http: lca_proxy::Config::default(),
-            external: None,
-        };
+        let mut settings = joining(PROXY.into());
+        settings.grpc_listen = Some(grpc);
+        let proxy =
+            proxy::Config { settings, front, http: lca_proxy::Config::default(), external: None };
         let proxy = proxy::App::build(proxy).await?;
-        let fleet = Self { registry, allocators, proxy };
+        let token = Token::file(&data_dir.join(PROXY));
+        let fleet = Self { registry, allocators, proxy, token };
         let nodes = [fleet.registry.node(), fleet.proxy.node()].into_iter();
         let joining =
             nodes.chain(fleet.allocators.iter().map(|app| app.node())).map(|node| node.joined());
@@ -109,11 +124,14 @@ impl Fleet {
         row("proxy", self.proxy.addresses());
         let front =
             self.proxy.addresses().front.map(|address| address.to_string()).unwrap_or_default();
+        let grpc =
+            self.proxy.addresses().grpc.map(|address| address.to_string()).unwrap_or_default();
+        let token = self.token.display();
         let socket = self.proxy.addresses().socket.display();
         let name = super::demo::NAME;
         let _infallible = write!(
             text,
-            "\nfront      http://{front}\nlocal API  {socket}\nservice    {name}, started by its first request\n\n    \
+            "\nfront      http://{front}\nlocal API  {socket}\ngRPC       {grpc}, token in {token}\nservice    {name}, started by its first request\n\n    \
              curl http://{front}/{name}/hello\n\nWaiting for requests. Ctrl-C stops everything.\n"
         );
         text

@@ -21,7 +21,6 @@ use lca::{
 use proto::registry_client::RegistryClient;
 use serde::Serialize;
 use tokio::time::{Instant, interval};
-use tonic::transport::Channel;
 
 use crate::{
     args::{Add as Args, Global},
@@ -109,7 +108,7 @@ async fn described(file: &Path, output: &mut Output) -> Result<Described> {
 /// Uploads with its progress in one line.
 async fn upload(
     program: &Program,
-    registry: &mut RegistryClient<Channel>,
+    registry: &mut RegistryClient<connect::Api>,
     output: &mut Output,
 ) -> Result<()> {
     let sent = Arc::new(AtomicU64::new(0));
