@@ -56,7 +56,7 @@ class Api:
         database = ProtoReflectionDescriptorDatabase(self.channel)
         self.pool = descriptor_pool.DescriptorPool(database)
 
-    def call(self, service, method, timeout, **fields):
+    def call(self, service, method, timeout, /, **fields):
         """One message, or an iterator of them if the method streams."""
         about = self.pool.FindServiceByName(service).FindMethodByName(method)
         request = message_factory.GetMessageClass(about.input_type)(**fields)
