@@ -49,9 +49,14 @@ pub enum Command {
     #[expect(missing_docs, reason = "documented at up::Args, which is its help")]
     Up(up::Args),
     /// List the peers this node knows, itself first
-    Peers,
+    Peers(Peers),
     /// List what runs where
     Instances(Instances),
+    /// Say what a request for a service would come to now, and why
+    Explain {
+        /// The service
+        service: ServiceName,
+    },
     /// Start an instance, or join one that will do, and say where it is
     Allocate(Allocate),
     /// Stop an instance
@@ -68,6 +73,14 @@ pub enum Command {
     Health,
     /// Find the first thing that is broken between here and an instance, and how to mend it
     Doctor(Doctor),
+    /// Print the script that makes a shell complete command lines
+    ///
+    /// bash: source <(lcactl completions bash). zsh: save it as _lcactl in a folder of
+    /// $fpath. fish: lcactl completions fish | source.
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
     /// The configuration file
     #[command(subcommand)]
     Config(Config),
@@ -80,14 +93,38 @@ pub enum Command {
     },
 }
 
+/// The shells that can complete command lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// GNU bash.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// The friendly interactive shell.
+    Fish,
+}
+
+/// `peers`
+#[derive(Clone, Debug, Args)]
+pub struct Peers {
+    /// Go on showing changes until Ctrl-C (exit code 130); the daemon is asked every
+    /// second. With -o json one object a line: put, gone, synced
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
 /// `instances`
 #[derive(Clone, Debug, Args)]
 pub struct Instances {
     /// Only instances of this service
     pub service: Option<ServiceName>,
     /// Also those that have stopped or failed, as far as they are remembered
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     pub all: bool,
+    /// Go on showing changes until Ctrl-C (exit code 130). With -o json one object a line:
+    /// put, gone, synced, capacity
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 /// `allocate`

@@ -2,14 +2,17 @@
 //! daemon decides for others, too.
 
 mod allocate;
+mod completions;
 mod config;
 mod doctor;
+mod explain;
 mod health;
 mod instances;
 mod logs;
 mod peers;
 mod release;
 mod service;
+mod watch_instances;
 
 use crate::{
     args::{self, Command, Global},
@@ -20,7 +23,10 @@ use crate::{
 /// Runs a command that asks a daemon or looks at a file.
 pub(crate) async fn run(command: Command, global: &Global, output: &mut Output) -> Result<()> {
     match command {
-        Command::Peers => peers::run(global, output).await,
+        Command::Peers(args) => peers::run(args, global, output).await,
+        Command::Instances(args) if args.watch => watch_instances::run(args, global, output).await,
+        Command::Explain { service } => explain::run(&service, global, output).await,
+        Command::Completions { shell } => completions::run(shell, output),
         Command::Instances(args) => instances::run(args, global, output).await,
         Command::Allocate(args) => allocate::run(args, global, output).await,
         Command::Release { instance } => release::run(&instance, global, output).await,

@@ -14,7 +14,9 @@ mod table;
 pub use lca::units;
 pub mod up;
 mod upload;
+mod usage;
 mod view;
+mod watch;
 
 use std::{ffi::OsString, io, process::ExitCode, time::Duration};
 
@@ -41,7 +43,8 @@ const ABANDON: Duration = Duration::from_millis(100);
 /// # Errors
 /// If there is nothing to run.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    let parsed = Cli::try_parse_from(arguments).and_then(|mut cli| {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let parsed = Cli::try_parse_from(&arguments).and_then(|mut cli| {
         if cli.global.address.is_none() {
             cli.global.address = args::address_of_the_environment()?;
         }
@@ -51,6 +54,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitC
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
+    if error.use_stderr() && usage::wants_json(&arguments) {
+        let failure = usage::failure(&error);
+        Output::standard(output::Format::Json).failure(&failure);
+        return Err(failure.exit().into());
+    }
     let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
     // clap colours only where there is a terminal, and swallows no error.
     let printed = error.print().and_then(|()| io::Write::flush(&mut io::stdout()));

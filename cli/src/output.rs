@@ -2,8 +2,8 @@
 //! error.
 //!
 //! With `-o json`, standard output is one JSON document or empty, and a failure is one
-//! JSON document on standard error. (`logs` has no end: one JSON object a line.) Every
-//! write is checked and flushed: a full disk must not look like success.
+//! JSON document on standard error. (`logs` and `--watch` have no end: one JSON object a
+//! line.) Every write is checked and flushed: a full disk must not look like success.
 
 use std::io::{self, BufRead, IsTerminal as _, Read as _, Write};
 
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     errors::{Failure, Result},
-    table::Table,
+    table::{Screen, Table},
 };
 
 #[cfg(test)]
@@ -37,6 +37,8 @@ pub struct Output {
     err_is_terminal: bool,
     /// Where a person types, if one is there to be asked.
     answers: Option<Box<dyn BufRead + Send>>,
+    /// Columns and rows of the terminal that standard output is.
+    terminal: Option<(usize, usize)>,
     if_interrupted: Vec<String>,
 }
 
@@ -54,6 +56,7 @@ impl Output {
             format,
             err_is_terminal,
             answers: asked.then(|| Box::new(io::BufReader::new(io::stdin())) as _),
+            terminal: terminal(),
             if_interrupted: Vec::new(),
         }
     }
@@ -62,13 +65,13 @@ impl Output {
     ///
     /// # Errors
     /// If standard output takes no more.
-    pub fn data(
+    pub fn data<S: Screen>(
         &mut self,
         document: &impl Serialize,
-        table: impl FnOnce() -> String,
+        table: impl FnOnce() -> S,
     ) -> Result<()> {
         let text = match self.format {
-            Format::Table => table(),
+            Format::Table => table().on(self.terminal.map(|(width, _)| width)),
             Format::Json => {
                 let document = serde_json::to_string_pretty(document);
                 document.expect("views hold only strings, numbers and lists") + "\n"
@@ -92,8 +95,27 @@ impl Output {
                 self.note(nothing);
                 Ok(())
             }
-            _ => self.data(document, || table().to_string()),
+            _ => self.data(document, table),
         }
+    }
+
+    /// Prints one JSON object on a line of its own.
+    ///
+    /// # Errors
+    /// If standard output takes no more.
+    pub fn line(&mut self, document: &impl Serialize) -> Result<()> {
+        let document = serde_json::to_string(document);
+        let line = document.expect("views hold only strings, numbers and lists") + "\n";
+        self.raw(line.as_bytes())
+    }
+
+    /// Columns and rows of the terminal that standard output is, as they are now.
+    pub(crate) fn terminal(&mut self) -> Option<(usize, usize)> {
+        // The window may have been resized; a captured output has none to ask.
+        if self.terminal.is_some() {
+            self.terminal = terminal().or(self.terminal);
+        }
+        self.terminal
     }
 
     /// Prints bytes as they are.
@@ -172,6 +194,13 @@ impl Output {
     fn say(&mut self, text: &str) {
         let _nobody_reads = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
     }
+}
+
+/// The size of the terminal that standard output is. Columns 0 is what a terminal says
+/// that does not know.
+fn terminal() -> Option<(usize, usize)> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some((size.ws_col.into(), size.ws_row.into()))
 }
 
 impl std::fmt::Debug for Output {

@@ -4,6 +4,7 @@
 mod doctor;
 mod fake;
 mod services;
+mod watching;
 
 use std::{ffi::OsString, path::Path};
 
@@ -47,6 +48,15 @@ async fn on(socket: &Path, line: &str, terminal: bool, interrupt: CancellationTo
 }
 
 impl Daemon {
+    /// As on a terminal of so many columns and rows.
+    async fn run_on(&self, line: &str, terminal: (usize, usize)) -> Ended {
+        let Cli { global, command } = parse(&self.socket, line);
+        let (output, captured) = Output::captured(global.output, true);
+        let mut output = output.on_terminal(terminal.0, terminal.1);
+        let exit = client(command, &global, &mut output, CancellationToken::new()).await;
+        Ended { exit, out: captured.out(), err: captured.err() }
+    }
+
     async fn run(&self, line: &str) -> Ended {
         on(&self.socket, line, false, CancellationToken::new()).await
     }

@@ -109,6 +109,31 @@ impl Instance {
 }
 
 #[derive(Debug, Serialize)]
+pub(crate) struct PeerCapacity {
+    pub(crate) peer: String,
+    pub(crate) total: Option<Capacity>,
+    pub(crate) used: Option<Capacity>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Capacity {
+    pub(crate) cpu_millis: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) instances: u32,
+}
+
+impl From<proto::PeerCapacity> for PeerCapacity {
+    fn from(capacity: proto::PeerCapacity) -> Self {
+        let amount = |amount: proto::Capacity| {
+            let proto::Capacity { cpu_millis, memory_bytes, instances } = amount;
+            Capacity { cpu_millis, memory_bytes, instances }
+        };
+        let proto::PeerCapacity { peer, total, used } = capacity;
+        Self { peer, total: total.map(amount), used: used.map(amount) }
+    }
+}
+
+#[derive(Debug, Serialize)]
 pub(crate) struct Step {
     pub(crate) name: String,
     pub(crate) duration_us: u64,
@@ -160,6 +185,12 @@ pub(crate) struct Resources {
     pub(crate) memory_bytes: u64,
 }
 
+impl From<proto::Requirements> for Requirements {
+    fn from(proto::Requirements { soft_rtt_ms, hard_rtt_ms }: proto::Requirements) -> Self {
+        Self { soft_rtt_ms, hard_rtt_ms }
+    }
+}
+
 impl From<proto::ServiceSpec> for ServiceSpec {
     fn from(spec: proto::ServiceSpec) -> Self {
         let protocol = spec.protocol().as_str_name().to_owned();
@@ -176,10 +207,7 @@ impl From<proto::ServiceSpec> for ServiceSpec {
                 http_path: readiness.http_path,
                 start_timeout_ms: readiness.start_timeout_ms,
             },
-            requirements: Requirements {
-                soft_rtt_ms: requirements.soft_rtt_ms,
-                hard_rtt_ms: requirements.hard_rtt_ms,
-            },
+            requirements: requirements.into(),
             resources: Resources {
                 cpu_millis: resources.cpu_millis,
                 memory_bytes: resources.memory_bytes,

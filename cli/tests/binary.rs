@@ -41,6 +41,18 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[test]
+fn a_wrong_command_line_is_told_as_json_where_json_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for line in ["-o json frobnicate", "allocate UPPER --output json", "-ojson"] {
+        let ended = run(dir.path(), line);
+        assert_eq!(ended.status.code(), Some(2), "{line}");
+        assert!(ended.stdout.is_empty(), "{line}");
+        let told: serde_json::Value = serde_json::from_slice(&ended.stderr).unwrap();
+        assert_eq!(told["error"]["kind"], "invalid-argument", "{line}");
+    }
+}
+
+#[test]
 fn help_and_version_succeed_and_mistakes_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     for (line, code) in [

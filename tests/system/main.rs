@@ -13,3 +13,4 @@ mod registry;
 mod requests;
 mod takeover;
 mod up;
+mod watching;

@@ -97,16 +97,15 @@ fn broken(what: &str) -> Failure {
     Failure::new(Kind::BadGateway, format!("the daemon {what}"))
 }
 
-fn show(document: &Document) -> String {
+fn show(document: &Document) -> Vec<Table> {
     let Document { instance, steps, .. } = document;
-    let mut text = instances::table(std::slice::from_ref(instance)).to_string();
+    let mut tables = vec![instances::table(std::slice::from_ref(instance))];
     if !steps.is_empty() {
         let mut table = Table::new(["STEP", "TIME", "DETAIL"]);
         for step in steps {
             table.row([step.name.clone(), micros(Some(step.duration_us)), step.detail.clone()]);
         }
-        text.push('\n');
-        text.push_str(&table.to_string());
+        tables.push(table);
     }
-    text
+    tables
 }

@@ -95,7 +95,7 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
     });
     let first = links.iter().find(|link| link.state == State::Broken).cloned();
     let document = Document { links, first_broken: first.as_ref().map(|link| link.name) };
-    output.data(&document, || table(&document.links).to_string())?;
+    output.data(&document, || table(&document.links))?;
     match first {
         None => Ok(()),
         Some(Link { name, detail, fix, .. }) => {

@@ -53,7 +53,7 @@ pub(super) async fn run(global: &Global, output: &mut Output) -> Result<()> {
     let (total, failing) =
         (there.len(), there.iter().filter(|daemon| daemon.status != serving).count());
     let document = Document { daemons };
-    output.data(&document, || table(&document.daemons).to_string())?;
+    output.data(&document, || table(&document.daemons))?;
     let are = if failing == 1 { "is" } else { "are" };
     match failing {
         0 => Ok(()),

@@ -52,7 +52,8 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
 pub(super) fn table(instances: &[Instance]) -> Table {
     let mut table = Table::new([
         "INSTANCE", "SERVICE", "STATE", "PEER", "RTT", "REQUESTS", "AGE", "ADDRESS", "REASON",
-    ]);
+    ])
+    .spare(&["ADDRESS", "AGE", "REQUESTS", "RTT"]);
     for instance in instances {
         table.row([
             short_id(&instance.id),
@@ -60,15 +61,17 @@ pub(super) fn table(instances: &[Instance]) -> Table {
             instance.state_word(),
             short_peer(&instance.peer),
             micros(instance.rtt_us),
-            instance
-                .load
-                .as_ref()
-                .map(|load| format!("{} of {}", load.in_flight, load.limit))
-                .unwrap_or_default(),
+            requests(instance),
             age(instance.age_ms),
             instance.mesh_addresses.first().cloned().unwrap_or_default(),
             instance.reason.clone(),
         ]);
     }
     table
+}
+
+/// How busy it is, as people read it.
+pub(super) fn requests(instance: &Instance) -> String {
+    let load = instance.load.as_ref();
+    load.map(|load| format!("{} of {}", load.in_flight, load.limit)).unwrap_or_default()
 }

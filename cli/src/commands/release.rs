@@ -38,6 +38,5 @@ pub(super) async fn run(
         Failure::new(Kind::BadGateway, "the daemon did not say which instance it stopped")
     })?;
     let document = Document { instance: instance.into() };
-    output
-        .data(&document, || instances::table(std::slice::from_ref(&document.instance)).to_string())
+    output.data(&document, || instances::table(std::slice::from_ref(&document.instance)))
 }

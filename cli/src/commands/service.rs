@@ -57,7 +57,7 @@ pub(super) async fn run(command: Command, global: &Global, output: &mut Output) 
             let answer = get(&mut registry, &name).await.map_err(missing)?;
             let spec = answer.spec.unwrap_or_default().into();
             let got = Got { spec, stale: answer.stale };
-            output.data(&got, || fields(&got.spec).to_string())?;
+            output.data(&got, || fields(&got.spec))?;
             if got.stale {
                 output.note("warning: no registry was reached; this is what was last known");
             }

@@ -17,6 +17,7 @@ impl Output {
             format,
             err_is_terminal: terminal,
             answers: None,
+            terminal: None,
             if_interrupted: Vec::new(),
         };
         (output, captured)
@@ -25,6 +26,12 @@ impl Output {
     /// With somebody who types this.
     pub(crate) fn answering(mut self, typed: &'static str) -> Self {
         self.answers = Some(Box::new(typed.as_bytes()));
+        self
+    }
+
+    /// As if standard output were a terminal of this size.
+    pub(crate) fn on_terminal(mut self, columns: usize, rows: usize) -> Self {
+        self.terminal = Some((columns, rows));
         self
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use lca::{
     Digest, Error, Kind, Spec,
     api::proto::{
-        self, allocate_progress::Progress, put_artifact_request::Part,
+        self, allocate_progress::Progress, instance_event::Event, put_artifact_request::Part,
         registry_client::RegistryClient,
     },
     local,
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) artifacts: BTreeMap<String, Vec<u8>>,
     /// Services that were to be allocated.
     asked: Vec<String>,
+    /// How often it was asked for its peers.
+    peers_asked: u32,
     /// What it says of itself.
     pub(super) told: proto::DiagnoseResponse,
     /// Artifact bytes that came over the wire, known or not.
@@ -129,6 +131,63 @@ fn instance(state: proto::InstanceState) -> proto::Instance {
     }
 }
 
+fn explained() -> proto::ExplainResponse {
+    use proto::{considered_instance::Verdict, outlook::Action};
+    let limits = |soft_rtt_ms, hard_rtt_ms| Some(proto::Requirements { soft_rtt_ms, hard_rtt_ms });
+    let one = |verdict: Verdict, reason: &str, instance| proto::ConsideredInstance {
+        instance: Some(instance),
+        verdict: verdict.into(),
+        reason: reason.into(),
+        known: verdict == Verdict::Chosen,
+    };
+    let ready = instance(proto::InstanceState::Ready);
+    let far = proto::Instance { id: "ff".repeat(16), rtt_us: Some(30_000), ..ready.clone() };
+    let total = proto::Capacity { cpu_millis: 4000, memory_bytes: 1 << 30, instances: 64 };
+    let used = proto::Capacity { cpu_millis: 100, memory_bytes: 64 << 20, instances: 1 };
+    let near = proto::ConsideredAllocator {
+        peer: PEER.into(),
+        rtt_us: Some(412),
+        bucket_us: 2000,
+        has_room: true,
+        rank: 1,
+        reason: "under 2ms, within the soft limit of 10ms".into(),
+        capacity: Some(proto::PeerCapacity {
+            peer: PEER.into(),
+            total: Some(total),
+            used: Some(used),
+        }),
+    };
+    let dead = proto::ConsideredAllocator {
+        rtt_us: None,
+        rank: 0,
+        has_room: false,
+        reason: "does not answer".into(),
+        capacity: None,
+        ..near.clone()
+    };
+    proto::ExplainResponse {
+        spec: Some(proto::ServiceSpec { name: "hello".into(), revision: 3, ..Default::default() }),
+        stale: false,
+        requirements: Some(proto::RequirementsInForce {
+            in_force: limits(10, 20),
+            service: limits(100, 20),
+            node: limits(10, 0),
+        }),
+        instances: vec![
+            one(Verdict::Chosen, "the best there is: 412.0µs away", ready),
+            one(Verdict::BeyondHard, "30.0ms away, beyond the hard limit of 20ms", far),
+        ],
+        allocators: vec![near, dead],
+        outlook: Some(proto::Outlook {
+            action: Action::Use.into(),
+            instance: INSTANCE.into(),
+            peer: PEER.into(),
+            reason: "a request is sent to a known instance at once".into(),
+        }),
+        unreachable_peers: vec![PEER.into()],
+    }
+}
+
 fn steps() -> Vec<proto::Step> {
     let step = |name: &str, duration_us, detail: &str| proto::Step {
         name: name.into(),
@@ -185,15 +244,23 @@ impl Manager for Fake {
 
     async fn explain(
         &self,
-        _: Request<proto::ExplainRequest>,
-    ) -> Result<Response<proto::ExplainResponse>, Status> {
-        Err(Status::unimplemented(""))
+        request: Request<proto::ExplainRequest>,
+    ) -> Answer<proto::ExplainResponse> {
+        let service = request.into_inner().service;
+        if service != "hello" {
+            return Err(unknown("such service"));
+        }
+        Ok(Response::new(explained()))
     }
 
     async fn list_peers(
         &self,
         _: Request<proto::ListPeersRequest>,
     ) -> Answer<proto::ListPeersResponse> {
+        let asked = self.state(|state| {
+            state.peers_asked += 1;
+            state.peers_asked
+        });
         let here = proto::Peer {
             peer: PEER.into(),
             roles: vec!["proxy".into()],
@@ -213,7 +280,13 @@ impl Manager for Fake {
             max_instances: 64,
             ..here.clone()
         };
-        Ok(Response::new(proto::ListPeersResponse { peers: vec![here, there] }))
+        // The third to ask hears of another one, the fourth of one less.
+        let peers = match asked {
+            3 => vec![here, proto::Peer { reachable: true, ..there }],
+            4.. => vec![here],
+            _ => vec![here, there],
+        };
+        Ok(Response::new(proto::ListPeersResponse { peers }))
     }
 }
 
@@ -233,9 +306,32 @@ impl Instances for Fake {
 
     async fn watch_instances(
         &self,
-        _: Request<proto::WatchInstancesRequest>,
+        request: Request<proto::WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
-        Err(Status::unimplemented(""))
+        let service = request.into_inner().service;
+        let ready = instance(proto::InstanceState::Ready);
+        let busy = proto::Instance {
+            load: Some(proto::Load { in_flight: 7, limit: 1024, queue_us: 0, app_us: 900 }),
+            ..ready.clone()
+        };
+        let total = proto::Capacity { cpu_millis: 4000, memory_bytes: 1 << 30, instances: 64 };
+        let used = proto::Capacity { cpu_millis: 100, memory_bytes: 64 << 20, instances: 1 };
+        let capacity =
+            proto::PeerCapacity { peer: PEER.into(), total: Some(total), used: Some(used) };
+        let now = [Event::Put(ready), Event::Capacity(capacity), Event::Synced(true)];
+        let then = [Event::Put(busy), Event::Gone(INSTANCE.into())];
+        let event = |event| Ok(proto::InstanceEvent { event: Some(event) });
+        let now = tokio_stream::iter(now.map(event));
+        let paces = then.map(event).map(|event| async {
+            // Longer than what is drawn together.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            event
+        });
+        let then = futures::stream::iter(paces).then(|pace| pace);
+        Ok(Response::new(match service.as_str() {
+            "endless" => Box::pin(now.chain(tokio_stream::pending())),
+            _ => Box::pin(now.chain(then)),
+        }))
     }
 
     async fn list_instances(
