@@ -70,6 +70,7 @@ impl Daemon {
 /// A connection whose streams may have so many bytes unread.
 pub(crate) async fn connect(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     let connecting = h2::client::Builder::new().initial_window_size(window).handshake(stream);
     let (client, connection) = connecting.await.unwrap();
     tokio::spawn(connection);
