@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use lca::{InstancePrefix, RequestId, ServiceName};
+use lca_daemon::args::LogFormat;
 
 use crate::{connect::Address, output::Format, units, up};
 
@@ -255,7 +256,7 @@ impl Cli {
     /// The report of `up` says to people what its nodes would say at their start.
     pub fn log_level(&self) -> &'static str {
         match &self.command {
-            Command::Up(args) if args.log_format == up::LogFormat::Json => "info,libp2p_swarm=warn",
+            Command::Up(args) if args.log_format == LogFormat::Json => "info,libp2p_swarm=warn",
             Command::Up(_) => "warn",
             _ => "error",
         }

@@ -8,7 +8,7 @@ use lca::{
     Error, Kind, Result,
     config::{self, BOOTSTRAPS_ENV, Config},
 };
-use lca_daemon::STOP_WITHIN;
+use lca_daemon::{STOP_WITHIN, args::LogFormat};
 use tokio::time::timeout;
 
 mod demo;
@@ -46,25 +46,6 @@ pub struct Args {
     /// overrides
     #[arg(long, value_name = "human|json", default_value = "human", hide_possible_values = true)]
     pub log_format: LogFormat,
-}
-
-/// What the log looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-impl From<LogFormat> for lca::logs::Format {
-    fn from(format: LogFormat) -> Self {
-        match format {
-            LogFormat::Human => Self::Human,
-            LogFormat::Json => Self::Json,
-        }
-    }
 }
 
 /// Runs until SIGINT, SIGTERM or SIGHUP, then stops everything; a second signal stops at once.

@@ -16,6 +16,7 @@
 
 mod leader;
 mod output;
+mod reading;
 mod spawn;
 mod sweep;
 mod watch;
@@ -30,8 +31,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::{StreamExt as _, stream};
 use lca::{Error, InstanceId, Kind, PeerId, Result};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -40,11 +39,7 @@ use rustix::{
 use tokio::time::{sleep, timeout};
 
 use self::{
-    leader::Leader,
-    output::Output as Written,
-    spawn::Prepared,
-    sweep::Belongs,
-    watch::{Held, Life},
+    leader::Leader, output::Output as Written, spawn::Prepared, sweep::Belongs, watch::Held,
 };
 use super::{Begin, Driver, Exit, Launch, Output, Started, Stats, killed};
 
@@ -61,12 +56,6 @@ const KILLED_WITHIN: Duration = Duration::from_millis(200);
 const KILLED_LOOK: Duration = Duration::from_millis(1);
 /// Processes of other nodes that are named one by one in the log.
 const STRANGERS_NAMED: usize = 8;
-/// How often a follower looks for more output: at a person's pace.
-const FOLLOW: Duration = Duration::from_millis(100);
-/// How long a line that is being written may take to be finished before it is shown as
-/// it is, and how often to look.
-const UNFINISHED: Duration = Duration::from_millis(100);
-const UNFINISHED_LOOK: Duration = Duration::from_millis(2);
 
 /// The process driver. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -298,12 +287,7 @@ impl Driver for Process {
     }
 
     async fn logs(&self, id: InstanceId, from: Begin, follow: bool) -> Result<Output> {
-        let held = self.held(id)?;
-        let (position, end) = held.whole_lines(from, follow).await.map_err(unreadable)?;
-        let follow = follow.then(|| held.life());
-        let until = if follow.is_some() { u64::MAX } else { end };
-        let reading = Reading { held, position, until, follow };
-        Ok(stream::unfold(Some(reading), read_next).boxed())
+        reading::read(self.held(id)?, from, follow).await
     }
 
     async fn forget(&self, id: InstanceId) {
@@ -339,76 +323,6 @@ impl Driver for Process {
             std::thread::sleep(KILLED_LOOK);
         }
     }
-}
-
-/// An output that is being read.
-struct Reading {
-    held: Arc<Held>,
-    position: u64,
-    /// Where to stop: what came later is not asked for.
-    until: u64,
-    /// Whoever follows goes on until this says that it has ended.
-    follow: Option<tokio::sync::watch::Receiver<Life>>,
-}
-
-impl Held {
-    /// Where reading `from` begins and the present end. Programs write a line in
-    /// pieces: one that is being written has a moment to be finished, so that the last
-    /// line is a whole one. One that has no end, such as a prompt, is given as it is.
-    async fn whole_lines(self: &Arc<Self>, from: Begin, follow: bool) -> io::Result<(u64, u64)> {
-        let reader = self.clone();
-        let (begin, end) = blocking(move || reader.output.span(from)).await?;
-        let deadline = Instant::now() + UNFINISHED;
-        loop {
-            let running = self.is_running();
-            let reader = self.clone();
-            if let Some(end) = blocking(move || reader.output.line_end(end)).await? {
-                return Ok((begin, end));
-            }
-            if follow || !running || Instant::now() >= deadline {
-                return Ok((begin, end));
-            }
-            sleep(UNFINISHED_LOOK).await;
-        }
-    }
-}
-
-/// The next piece of an output, and where to go on.
-async fn read_next(reading: Option<Reading>) -> Option<(Result<Bytes>, Option<Reading>)> {
-    let Reading { held, position, until, follow } = reading?;
-    if position >= until {
-        return None;
-    }
-    loop {
-        // Looked at before the read: what was written before the end is then read.
-        let ended = follow.as_ref().is_none_or(|life| matches!(*life.borrow(), Life::Gone(_)));
-        let reader = held.clone();
-        match blocking(move || reader.output.read(position)).await {
-            Ok((bytes, _)) if bytes.is_empty() && ended => return None,
-            Ok((bytes, _)) if bytes.is_empty() => sleep_or_end(follow.clone()).await,
-            Ok((mut bytes, next)) => {
-                // Rotation may have moved us past what was asked for.
-                let begin = next - bytes.len() as u64;
-                bytes.truncate(usize::try_from(until.saturating_sub(begin)).unwrap_or(usize::MAX));
-                if bytes.is_empty() {
-                    return None;
-                }
-                let rest = Reading { held, position: next, until, follow };
-                return Some((Ok(bytes.into()), Some(rest)));
-            }
-            Err(error) => return Some((Err(unreadable(error)), None)),
-        }
-    }
-}
-
-async fn sleep_or_end(follow: Option<tokio::sync::watch::Receiver<Life>>) {
-    let Some(mut life) = follow else { return };
-    let gone = life.wait_for(|life| matches!(life, Life::Gone(_)));
-    drop(timeout(FOLLOW, gone).await);
-}
-
-fn unreadable(error: io::Error) -> Error {
-    Error::new(Kind::Internal, "the output of the instance cannot be read").because(error)
 }
 
 /// Runs what blocks on the disk off the runtime.
