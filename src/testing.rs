@@ -143,6 +143,14 @@ impl io::Write for Written {
     }
 }
 
+/// What `metrics` say of one series, as it stands in a scrape without its value; 0 if it
+/// has not begun.
+pub fn counted(metrics: &crate::metrics::Metrics, series: &str) -> f64 {
+    let text = metrics.text();
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().expect("a scrape holds numbers"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread;

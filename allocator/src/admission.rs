@@ -143,6 +143,10 @@ mod tests {
             refused(Capacity { instances: 2, ..Capacity::default() }),
             "all 2 places for instances are taken"
         );
+        let word = |used| admit(&service, total, used, wanted).unwrap_err().0;
+        assert_eq!(word(Capacity { cpu_millis: 3950, ..Capacity::default() }), "cpu");
+        assert_eq!(word(Capacity { memory_bytes: 5 << 20, ..Capacity::default() }), "memory");
+        assert_eq!(word(Capacity { instances: 2, ..Capacity::default() }), "instances");
     }
 
     #[test]

@@ -8,7 +8,8 @@ use lca::{
     api::proto::{InstanceState, allocate_request::Mode},
     discovery::{Discovery as _, Found, Key},
     headers::Load,
-    testing::{Log, eventually},
+    metrics::Metrics,
+    testing::{Log, counted, eventually},
 };
 
 use super::twins::{PATIENCE, World, config, id};
@@ -241,6 +242,41 @@ async fn a_full_machine_says_of_what_and_has_room_again_after_a_release() {
     assert!(error.public().contains("all 1 places for instances are taken"), "{error}");
     world.release(&id(&answer)[..8]).await.unwrap();
     world.allocate(&spec, Mode::New, "r2").await.unwrap();
+}
+
+#[tokio::test]
+async fn starts_refusals_and_ends_are_counted() {
+    let metrics = Metrics::default();
+    let capacity = Capacity { instances: 1, ..config().capacity };
+    let config = Config { capacity, metrics: metrics.clone(), ..config() };
+    let (world, _fake) = world_with(config).await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let answer = world.allocate(&spec, Mode::New, "r1").await.unwrap();
+    world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+    world.allocate(&spec, Mode::New, "r3").await.unwrap_err();
+    let calls = |outcome| {
+        let labels = format!(r#"outcome="{outcome}",service="hello""#);
+        counted(&metrics, &format!("lca_allocations_total{{{labels}}}"))
+    };
+    assert_eq!((calls("started"), calls("joined"), calls("no-capacity")), (1.0, 1.0, 1.0));
+    let refused = r#"lca_allocator_refusals_total{reason="instances"}"#;
+    assert_eq!(counted(&metrics, refused), 1.0);
+    for step in ["fetch", "spawn", "ready", "announce"] {
+        let step = format!(r#"lca_instance_start_step_duration_seconds_count{{step="{step}"}}"#);
+        assert_eq!(counted(&metrics, &step), 1.0, "{step}");
+    }
+    let ready = || {
+        world.allocator.count_instances();
+        counted(&metrics, r#"lca_instances{state="ready"}"#)
+    };
+    assert_eq!(ready(), 1.0);
+    world.release(&id(&answer)).await.unwrap();
+    assert_eq!(ready(), 0.0);
+    assert_eq!(counted(&metrics, r#"lca_instances_ended_total{outcome="stopped"}"#), 1.0);
+    world.allocator.shutdown().await;
+    world.allocate(&spec, Mode::New, "r4").await.unwrap_err();
+    let stopping = r#"lca_allocator_refusals_total{reason="stopping"}"#;
+    assert_eq!(counted(&metrics, stopping), 1.0);
 }
 
 #[tokio::test]

@@ -170,3 +170,29 @@ async fn a_daemon_says_how_it_stands_and_only_to_its_own_machine() {
     assert_eq!(refused.code(), tonic::Code::Unimplemented);
     assert!(app.drain().await);
 }
+
+#[tokio::test]
+async fn metrics_are_for_this_machine_unless_the_network_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let anywhere = || Some("0.0.0.0:0".parse().unwrap());
+    let closed = Settings { metrics_listen: anywhere(), ..settings(&dir) };
+    let error = registry::App::build(closed).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::PermissionDenied);
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("--insecure-open-network")));
+    let open =
+        Settings { metrics_listen: anywhere(), insecure_open_network: true, ..settings(&dir) };
+    let app = registry::App::build(open).await.unwrap();
+    assert!(app.addresses().metrics.unwrap().ip().is_unspecified());
+    assert!(app.drain().await);
+}
+
+#[tokio::test]
+async fn a_port_for_metrics_that_is_taken_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let settings = Settings { metrics_listen: Some(taken), ..settings(&dir) };
+    let error = registry::App::build(settings).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert!(error.public().contains(&taken.to_string()), "{error}");
+}

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lca::{metrics::Metrics, testing::eventually};
+use lca::{
+    metrics::Metrics,
+    testing::{counted, eventually},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
@@ -151,6 +154,31 @@ async fn a_refusal_says_why_and_the_application_sees_nothing() {
     assert!(first.head().await.starts_with("HTTP/1.1 204"), "an open request goes on");
     timeout(SOON, registration.drained()).await.expect("nothing is open");
     assert!(timeout(Duration::ZERO, world.app.accept()).await.is_err(), "one connection in all");
+    let refused = |reason| {
+        let series = format!(r#"lca_ingress_refusals_total{{reason="{reason}"}}"#);
+        counted(&world.ingress.shared.metrics, &series)
+    };
+    let counts = (refused("unknown"), refused("overloaded"), refused("draining"));
+    assert_eq!(counts, (3.0, 1.0, 1.0));
+}
+
+#[tokio::test]
+async fn a_request_is_counted_under_its_service_with_its_bytes() {
+    let world = World::new().await;
+    let _registration = world.register();
+    let mut peer = world.peer();
+    peer.write(&(world.head("POST /x") + "content-length: 3\r\n\r\nabc")).await;
+    let mut app = world.app().await;
+    app.read_to("abc").await;
+    app.write("HTTP/1.1 404 Gone\r\ncontent-length: 2\r\n\r\nno").await;
+    peer.read_to("no").await;
+    let counted = |series: &str| counted(&world.ingress.shared.metrics, series);
+    assert_eq!(counted(r#"lca_ingress_requests_total{outcome="4xx",service="hello"}"#), 1.0);
+    let took = r#"lca_ingress_application_duration_seconds_count{service="hello"}"#;
+    assert_eq!(counted(took), 1.0);
+    assert_eq!(counted(r#"lca_ingress_upload_bytes_total{service="hello"}"#), 3.0);
+    assert_eq!(counted(r#"lca_ingress_download_bytes_total{service="hello"}"#), 2.0);
+    assert_eq!(counted("lca_ingress_connections"), 1.0);
 }
 
 #[tokio::test]

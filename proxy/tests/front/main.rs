@@ -6,5 +6,6 @@
 mod bytes;
 mod faults;
 mod limits;
+mod metrics;
 mod streams;
 mod world;
