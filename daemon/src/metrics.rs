@@ -13,7 +13,7 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lca::{
-    Error, Kind, Result, VERSION,
+    Error, Kind, Result,
     discovery::Discovery as _,
     endpoint::Role,
     listen,
@@ -68,7 +68,7 @@ impl Sources {
 
 /// Notes what runs, and that it has just started.
 pub(crate) fn started(metrics: &Metrics, role: Role) {
-    metrics.build.info.with_label_values(&[VERSION, &role.to_string()]).set(1);
+    metrics.build.info.with_label_values(&[crate::VERSION, &role.to_string()]).set(1);
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     metrics.build.started.set(since.map_or(0, |since| since.as_secs() as i64));
 }

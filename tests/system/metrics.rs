@@ -99,7 +99,7 @@ async fn a_scrape_tells_of_cold_and_warm_requests_on_both_sides() -> anyhow::Res
     assert_eq!(proxy.value(r#"lca_bootstraps{state="configured"}"#), 1.0);
     assert!(proxy.value(r#"lca_libp2p_bytes_total{direction="sent"}"#) > 100.0);
     assert!(proxy.value("lca_start_time_seconds") > 1.6e9);
-    let build = format!(r#"lca_build_info{{role="proxy",version="{}"}}"#, lca::VERSION);
+    let build = format!(r#"lca_build_info{{role="proxy",version="{}"}}"#, lca_daemon::VERSION);
     assert_eq!(proxy.value(&build), 1.0, "{}", proxy.text);
 
     let allocator = Scrape::of(cluster.allocator(0).metrics).await?;
