@@ -29,17 +29,25 @@ pub trait Mesh: fmt::Debug + Send + Sync + 'static {
     fn is_silent(&self, peer: PeerId) -> bool;
 
     /// [`rtt`](Self::rtt), after a probe of its own if nothing is known yet. Also
-    /// [`watch`](Self::watch)es the peer.
+    /// [`watch_idly`](Self::watch_idly).
     ///
     /// # Errors
     /// As [`grpc`](Self::grpc).
     async fn measure(&self, to: &Endpoint) -> Result<Duration>;
 
-    /// Makes `to` a peer of interest: probed once a second for the next
-    /// [`INTEREST`], longer if called again. Bounded: the peer least recently asked
-    /// for makes room.
+    /// Makes `to` a peer that is used: probed once a second for the next [`IN_USE`],
+    /// longer if called again, and from then on as by [`watch_idly`](Self::watch_idly).
     fn watch(&self, to: &Endpoint);
+
+    /// Makes `to` a peer of interest, though nobody uses it now: probed every few
+    /// seconds, and once a second from the first probe that is lost, for the next
+    /// [`INTEREST`], longer if called again. Bounded: the peer least recently asked for
+    /// makes room.
+    fn watch_idly(&self, to: &Endpoint);
 }
+
+/// How long a peer counts as used after somebody last said so.
+pub const IN_USE: Duration = Duration::from_secs(45);
 
 /// How long a peer stays of interest after somebody last asked for it: long enough
 /// that a client with a request a minute finds fresh numbers.

@@ -1,11 +1,12 @@
 //! Which allocators there are, kept up to date behind the requests: found, measured
-//! and of interest before the first of them is needed.
+//! and of interest before the first of them is needed. Rounds get rarer while nobody
+//! needs one and nothing changes (decision 0004).
 //!
 //! Invariant: an allocator that was tried and did not answer is not waited for again
 //! by any request until it has answered a probe from behind; it remains a last resort.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +19,10 @@ use lca::{
     endpoint::{Endpoint, Role},
 };
 use lru::LruCache;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
 
 use crate::reach::Reach;
 
@@ -26,11 +30,13 @@ use crate::reach::Reach;
 const MAX: usize = 256;
 /// Of these, how many are probed all the time: the nearest are the ones that are used.
 const MAX_WATCHED: usize = 32;
-/// One that nobody has named for this long is gone: a DHT record's life (45 s) and a
-/// round.
-const KEEP: Duration = Duration::from_secs(60);
-/// How often to look while none is known: somebody may be waiting for the first.
+/// One that nobody has named for this long is gone: a DHT record's life (45 s) and the
+/// longest pause between rounds.
+const KEEP: Duration = Duration::from_secs(120);
+/// How soon to look again while none is known: somebody may be waiting for the first.
 const EAGER: Duration = Duration::from_secs(1);
+/// Rounds of nothing new make the pause grow to so many times its length: a minute.
+const QUIET: u32 = 6;
 /// Longest a round's find may take.
 const FIND: Duration = Duration::from_secs(5);
 /// Longest a request waits for a first allocator to be found.
@@ -50,6 +56,8 @@ const MAX_FULL: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 pub(crate) struct Allocators {
     reach: Reach,
     state: Arc<Mutex<State>>,
+    /// Told when somebody needs an allocator: rounds come often again.
+    needed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -76,22 +84,36 @@ pub(crate) struct Allocator {
 impl Allocators {
     pub(crate) fn new(reach: Reach) -> Self {
         let state = State { seen: HashMap::new(), full: LruCache::new(MAX_FULL) };
-        Self { reach, state: Arc::new(Mutex::new(state)) }
+        Self { reach, state: Arc::new(Mutex::new(state)), needed: Arc::default() }
     }
 
-    /// Keeps the list until `stopping`, with a round `every` so often.
+    /// Keeps the list until `stopping`, with a round `every` so often while allocators are
+    /// needed, come or go.
     pub(crate) async fn keep(self, every: Duration, stopping: impl Future<Output = ()>) {
         let rounds = async {
+            let mut pause = Pause::new(every);
+            let mut before = HashSet::new();
             loop {
                 self.find(Instant::now() + FIND, FIND).await;
                 self.measure_all().await;
-                let pause = if self.list().is_empty() { EAGER.min(every) } else { every };
-                tokio::time::sleep(pause).await;
+                let now = self.list().iter().map(|one| one.endpoint.peer).collect::<HashSet<_>>();
+                let pause = pause.after_round(now.is_empty(), now != before);
+                before = now;
+                self.pause(pause, every).await;
             }
         };
         tokio::select! {
             () = stopping => {}
             () = rounds => {}
+        }
+    }
+
+    /// Waits for `longest`, or, once somebody needs an allocator, for `every`.
+    async fn pause(&self, longest: Duration, every: Duration) {
+        let round = Instant::now();
+        tokio::select! {
+            () = sleep(longest) => {}
+            () = self.needed.notified() => sleep_until(round + every.min(longest)).await,
         }
     }
 
@@ -104,8 +126,11 @@ impl Allocators {
         known.iter().for_each(|endpoint| state.saw(endpoint, now));
         state.seen.retain(|_, seen| now.duration_since(seen.at) < KEEP);
         let others = state.seen.values().filter(|seen| seen.endpoint.peer != own.peer);
-        let others =
-            others.map(|seen| Allocator { endpoint: seen.endpoint.clone(), failed: seen.failed });
+        let mesh = &self.reach.mesh;
+        let others = others.map(|seen| Allocator {
+            endpoint: seen.endpoint.clone(),
+            failed: seen.failed || mesh.is_silent(seen.endpoint.peer),
+        });
         let own =
             own.has(Role::Allocator).then(|| Allocator { endpoint: own.clone(), failed: false });
         own.into_iter().chain(others).collect()
@@ -113,6 +138,7 @@ impl Allocators {
 
     /// [`list`](Self::list), after looking for some if there is none. Bounded.
     pub(crate) async fn list_or_find(&self) -> Vec<Allocator> {
+        self.needed.notify_one();
         let list = self.list();
         if !list.is_empty() {
             return list;
@@ -177,13 +203,37 @@ impl Allocators {
         near.sort_unstable_by_key(|(rtt, endpoint)| (*rtt, endpoint.peer));
         for (_, endpoint) in near.iter().take(MAX_WATCHED) {
             self.worked(endpoint.peer);
-            self.reach.mesh.watch(endpoint);
+            self.reach.mesh.watch_idly(endpoint);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is a single insertion or flag; a panic leaves none half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long to wait between rounds.
+#[derive(Debug)]
+struct Pause {
+    every: Duration,
+    last: Duration,
+}
+
+impl Pause {
+    fn new(every: Duration) -> Self {
+        Self { every, last: EAGER.min(every) / 2 }
+    }
+
+    /// After a round that left the list `empty`, or has `changed` it.
+    fn after_round(&mut self, empty: bool, changed: bool) -> Duration {
+        self.last = match (empty, changed) {
+            (true, true) => EAGER.min(self.every),
+            (true, false) => (self.last * 2).min(self.every),
+            (false, true) => self.every,
+            (false, false) => (self.last * 2).clamp(self.every, self.every * QUIET),
+        };
+        self.last
     }
 }
 
@@ -202,5 +252,30 @@ impl State {
             let seen = Seen { endpoint: endpoint.clone(), at: now, failed: false };
             self.seen.insert(endpoint.peer, seen);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn rounds_get_rarer_while_nothing_changes() {
+        let mut pause = Pause::new(EVERY);
+        assert_eq!(pause.after_round(false, true), EVERY);
+        let pauses = [0; 4].map(|_| pause.after_round(false, false).as_secs());
+        assert_eq!(pauses, [20, 40, 60, 60]);
+        assert_eq!(pause.after_round(false, true), EVERY, "one came or went");
+    }
+
+    #[test]
+    fn with_no_allocator_at_all_the_first_is_looked_for_sooner() {
+        let mut pause = Pause::new(EVERY);
+        let pauses = [0; 6].map(|_| pause.after_round(true, false).as_secs());
+        assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
+        assert_eq!(pause.after_round(false, true), EVERY);
+        assert_eq!(pause.after_round(true, true), EAGER, "the last is gone");
     }
 }

@@ -28,6 +28,7 @@ const EXPIRE: Duration = mesh::INTEREST;
 /// How often peers of known instances are said to be of interest: often enough that
 /// they never stop being so while requests come.
 const WATCH_AGAIN: Duration = Duration::from_secs(30);
+const _: () = assert!(WATCH_AGAIN.as_secs() < mesh::IN_USE.as_secs());
 
 /// An instance that took requests when last heard of.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 mod allocating;
 mod checking;
 mod explaining;
+mod idle;
 mod picking;
 mod registry;
 mod relaying;

@@ -99,9 +99,12 @@ pub struct Timing {
     /// Connecting to a peer, all its addresses and TLS included. What the port to the
     /// mesh promises ([`lca::mesh::Mesh::grpc`]).
     pub connect: Duration,
-    /// Between probes of a peer of interest: fresh enough to leave a slow instance
+    /// Between probes of a peer that is used: fresh enough to leave a slow instance
     /// within seconds, rare enough to be 2 kbit/s (decision 0002).
     pub probe_every: Duration,
+    /// The same of a peer that is only of interest: its silence is known within eight
+    /// seconds, for 0.4 kbit/s.
+    pub probe_idly_every: Duration,
     /// An answer later than this is lost; after three losses the peer is silent. Above
     /// any round trip worth using.
     pub probe_within: Duration,
@@ -113,6 +116,7 @@ impl Default for Timing {
             handshake: Duration::from_secs(5),
             connect: Duration::from_secs(3),
             probe_every: Duration::from_secs(1),
+            probe_idly_every: Duration::from_secs(5),
             probe_within: Duration::from_secs(1),
         }
     }

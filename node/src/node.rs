@@ -179,4 +179,8 @@ impl Mesh for Node {
     fn watch(&self, to: &Endpoint) {
         self.mesh.watch(to);
     }
+
+    fn watch_idly(&self, to: &Endpoint) {
+        self.mesh.watch_idly(to);
+    }
 }

@@ -32,7 +32,7 @@ use lca::{
     metrics::Metrics,
     shutdown::Spawner,
 };
-use libp2p::Swarm;
+use libp2p::{Swarm, core::upgrade::Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -148,8 +148,10 @@ impl Handle {
         let limits = Limits { value_life: timing.value_life, ..Limits::default() };
         let store = Store::new(libp2p_id, limits);
         let behaviour = Behaviour::new(identity.keypair(), store, &timing, setup.max_connections);
+        // Lazy: a question goes out with the name of its protocol, not a round trip after it.
         let config = libp2p::swarm::Config::with_tokio_executor()
-            .with_idle_connection_timeout(IDLE_CONNECTION);
+            .with_idle_connection_timeout(IDLE_CONNECTION)
+            .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let mut swarm = Swarm::new(transport, behaviour, libp2p_id, config);
         swarm
             .listen_on(addresses::to_multiaddr(listen))

@@ -46,6 +46,8 @@ struct State {
     announced: HashMap<Key, BTreeSet<PeerId>>,
     rtt: HashMap<(PeerId, PeerId), Duration>,
     down: HashSet<PeerId>,
+    /// Finds so far.
+    finds: HashMap<Key, u64>,
 }
 
 /// One peer of a [`Network`].
@@ -92,6 +94,11 @@ impl Network {
     /// Undoes [`take_down`](Self::take_down).
     pub fn bring_up(&self, peer: PeerId) {
         self.lock().down.remove(&peer);
+    }
+
+    /// How often `key` has been looked for, by all peers together.
+    pub fn finds(&self, key: Key) -> u64 {
+        self.lock().finds.get(&key).copied().unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -148,7 +155,8 @@ impl Discovery for Peer {
     }
 
     fn find(&self, key: Key) -> Finding {
-        let state = self.network.lock();
+        let mut state = self.network.lock();
+        *state.finds.entry(key).or_default() += 1;
         let providers =
             state.announced.get(&key).into_iter().flatten().filter(|peer| **peer != self.id);
         let endpoints = providers.filter_map(|peer| state.peers.get(peer));
@@ -219,6 +227,8 @@ impl Mesh for Peer {
     }
 
     fn watch(&self, _to: &Endpoint) {}
+
+    fn watch_idly(&self, _to: &Endpoint) {}
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub(super) struct Cache {
     watched: Option<PeerId>,
     /// Until when there is no use in asking.
     outage: Option<Instant>,
+    /// When somebody last wanted to know a name.
+    used: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -74,10 +76,12 @@ impl Cache {
             absences: LruCache::sparse(MAX_NAMES),
             watched: None,
             outage: None,
+            used: None,
         }
     }
 
     pub(super) fn judge(&mut self, name: &ServiceName, now: Instant) -> Verdict {
+        self.used = Some(now);
         let outage = self.outage.is_some_and(|until| now < until);
         let ttl = self.ttl;
         let Some(entry) = self.entries.get_mut(name) else {
@@ -97,6 +101,11 @@ impl Cache {
         } else {
             Verdict::Old(entry.stale())
         }
+    }
+
+    /// Whether somebody has wanted to know a name in the time `within`.
+    pub(super) fn is_used(&self, within: Duration, now: Instant) -> bool {
+        self.used.is_some_and(|used| now.saturating_duration_since(used) < within)
     }
 
     /// The revision that is known.

@@ -111,15 +111,17 @@ impl Registries {
         self.candidates()
     }
 
-    /// Looks for registries and remembers them.
-    pub(super) async fn look(&self) {
+    /// Looks for registries and remembers them. True if one was not known before.
+    pub(super) async fn look(&self) -> bool {
+        let mut news = false;
         let mut finding = self.discovery.find(Key::Role(Role::Registry));
         let deadline = Instant::now() + ANSWER;
         while let Ok(Some(found)) = timeout_at(deadline, finding.next()).await {
             if let Found::Endpoint(registry) = found {
-                self.remember(registry);
+                news |= self.remember(registry);
             }
         }
+        news
     }
 
     /// A client of this registry.
@@ -213,14 +215,15 @@ impl Registries {
         known.into_values().collect()
     }
 
-    fn remember(&self, registry: Arc<Endpoint>) {
+    /// True if it is new.
+    fn remember(&self, registry: Arc<Endpoint>) -> bool {
         let mut memory = self.memory();
         if memory.found.len() >= MAX_REGISTRIES && !memory.found.contains_key(&registry.peer) {
             // Any may go: those that live are found again.
             let gone = memory.found.keys().next().copied();
             gone.map(|peer| memory.found.remove(&peer));
         }
-        memory.found.insert(registry.peer, registry);
+        memory.found.insert(registry.peer, registry).is_none()
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

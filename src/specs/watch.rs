@@ -20,6 +20,7 @@ use crate::{
     Error, Kind, PeerId, Result, ServiceName, Spec,
     api::proto::{self, service_event::Event},
     endpoint::Endpoint,
+    mesh,
 };
 
 /// Longest from asking for the watch to its stream.
@@ -28,7 +29,7 @@ const OPEN: Duration = Duration::from_secs(2);
 const SYNC_STALLED: Duration = Duration::from_secs(10);
 /// Longest until all is synced, however it trickles: 32 MiB of specs at 5 Mbit/s, twice.
 const SYNC: Duration = Duration::from_secs(120);
-/// How often a watched registry is looked at: probes come as often.
+/// How often a watched registry is looked at: probes of one in use come as often.
 const LOOK: Duration = Duration::from_secs(1);
 /// A watch that lasted so long was good; the next is tried at once.
 const GOOD: Duration = Duration::from_secs(5);
@@ -36,8 +37,10 @@ const GOOD: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Wait after later ones: a registry that returns is to be noticed in about two seconds.
 const LAST_WAIT: Duration = Duration::from_secs(2);
-/// How often registries are looked for while all is well; records live three times that.
+/// How often registries are looked for behind everything else, at first.
 const SEARCH: Duration = Duration::from_secs(15);
+/// The same when no new one is found: whoever loses the one it follows looks at once.
+const SEARCH_QUIET: Duration = Duration::from_secs(60);
 
 /// Follows registries until the daemon stops.
 pub(super) async fn run(specs: Specs, stopping: impl Future<Output = ()>) {
@@ -65,9 +68,11 @@ pub(super) async fn run(specs: Specs, stopping: impl Future<Output = ()>) {
 /// Keeps up to date which registries there are, until the daemon stops.
 pub(super) async fn search(specs: Specs, stopping: impl Future<Output = ()>) {
     let searching = async {
+        let mut pause = SEARCH;
         loop {
-            specs.shared.registries.look().await;
-            sleep(SEARCH).await;
+            let news = specs.shared.registries.look().await;
+            pause = if news { SEARCH } else { (pause * 2).min(SEARCH_QUIET) };
+            sleep(pause).await;
         }
     };
     tokio::select! {
@@ -125,7 +130,7 @@ async fn follow(
     registry: &Endpoint,
     mut events: Streaming<proto::ServiceEvent>,
 ) -> Error {
-    let mesh = specs.shared.registries.mesh();
+    let registries = &specs.shared.registries;
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut snapshot = Some(HashSet::new());
@@ -135,8 +140,13 @@ async fn follow(
         let event = tokio::select! {
             event = events.message() => event,
             _ = look.tick() => {
-                mesh.watch(registry);
-                if mesh.rtt(registry.peer).is_none() {
+                // In use, its silence has to be known soon: what it told counts as current.
+                if specs.cache().is_used(mesh::IN_USE, Instant::now()) {
+                    registries.mesh().watch(registry);
+                } else {
+                    registries.mesh().watch_idly(registry);
+                }
+                if registries.mesh().rtt(registry.peer).is_none() {
                     return Error::new(Kind::Unavailable, "it does not answer probes any more");
                 }
                 let late = heard.elapsed() > SYNC_STALLED || begun.elapsed() > SYNC;

@@ -20,7 +20,7 @@ use futures::{
 use lca::{
     Error, Kind, PeerId, Result,
     endpoint::Endpoint,
-    mesh::{INTEREST, Mesh},
+    mesh::{IN_USE, INTEREST, Mesh},
     metrics::Metrics,
     shutdown::Spawner,
 };
@@ -43,7 +43,7 @@ use crate::{identity::Identity, link::Links};
 /// Peers remembered, with a channel each: more than one node talks to at a time. A
 /// channel costs a connection on both sides.
 const PEERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
-/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most.
+/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most if all are used.
 const OF_INTEREST: usize = 64;
 
 /// Makes connections to peers. Cheap to clone; clones share the pool.
@@ -90,11 +90,23 @@ enum Slot {
 /// The probe of a peer of interest.
 #[derive(Debug)]
 struct Probe {
+    /// Of interest until then.
     until: Instant,
+    /// Used until then.
+    used: Instant,
     reading: watch::Receiver<Reading>,
     hurry: Arc<Notify>,
     /// Ends the task.
     _task: DropGuard,
+}
+
+/// What a peer is probed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// Somebody may need it soon.
+    Idle,
+    /// Something depends on it now.
+    Used,
 }
 
 impl Client {
@@ -156,7 +168,9 @@ impl Mesh for Client {
     }
 
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
-        let Some((mut reading, hurry)) = self.shared.watch(to) else { return Ok(Duration::ZERO) };
+        let Some((mut reading, hurry)) = self.shared.watch(to, Interest::Idle) else {
+            return Ok(Duration::ZERO);
+        };
         let before = {
             let now = reading.borrow_and_update();
             if let Some(rtt) = now.rtt {
@@ -179,7 +193,11 @@ impl Mesh for Client {
     }
 
     fn watch(&self, to: &Endpoint) {
-        self.shared.watch(to);
+        self.shared.watch(to, Interest::Used);
+    }
+
+    fn watch_idly(&self, to: &Endpoint) {
+        self.shared.watch(to, Interest::Idle);
     }
 }
 
@@ -245,14 +263,24 @@ impl Shared {
 
     /// Makes a peer of interest and starts its probe if there is none. `None` for this
     /// node itself.
-    fn watch(self: &Arc<Self>, to: &Endpoint) -> Option<(watch::Receiver<Reading>, Arc<Notify>)> {
+    fn watch(
+        self: &Arc<Self>,
+        to: &Endpoint,
+        interest: Interest,
+    ) -> Option<(watch::Receiver<Reading>, Arc<Notify>)> {
         if to.peer == self.dialler.local() {
             return None;
         }
-        let until = Instant::now() + INTEREST;
+        let now = Instant::now();
+        let until = now + INTEREST;
+        let used = if interest == Interest::Used { now + IN_USE } else { now };
         let mut peers = self.lock();
         if let Some(probe) = &mut enter(&mut peers, to).probe {
+            if probe.used <= now && used > now {
+                probe.hurry.notify_one(); // its turn may be seconds away
+            }
             probe.until = until;
+            probe.used = probe.used.max(used);
             return Some((probe.reading.clone(), probe.hurry.clone()));
         }
         make_room(&mut peers);
@@ -276,6 +304,7 @@ impl Shared {
         });
         entry.probe = Some(Probe {
             until,
+            used,
             reading: seen.clone(),
             hurry: hurry.clone(),
             _task: stop.drop_guard(),
@@ -283,16 +312,20 @@ impl Shared {
         Some((seen, hurry))
     }
 
-    /// Whether to go on probing. If nobody has asked for long enough, the probe is
-    /// taken out under the same lock, so that whoever asks next starts another.
-    pub(super) fn is_of_interest(&self, peer: PeerId) -> bool {
+    /// Whether to go on probing, and what for. If nobody has asked for long enough, the
+    /// probe is taken out under the same lock, so that whoever asks next starts another.
+    pub(super) fn interest(&self, peer: PeerId) -> Option<Interest> {
+        let now = Instant::now();
         let mut peers = self.lock();
-        let Some(entry) = peers.peek_mut(&peer) else { return false };
-        let wanted = entry.probe.as_ref().is_some_and(|probe| Instant::now() < probe.until);
-        if !wanted {
-            entry.probe = None;
+        let entry = peers.peek_mut(&peer)?;
+        match &entry.probe {
+            Some(probe) if now < probe.used => Some(Interest::Used),
+            Some(probe) if now < probe.until => Some(Interest::Idle),
+            _ => {
+                entry.probe = None;
+                None
+            }
         }
-        wanted
     }
 
     /// Gives up what is open to a peer that answers nothing any more: the next call
@@ -374,6 +407,7 @@ impl Client {
     pub(super) fn lose_interest(&self, peer: PeerId) {
         let mut peers = self.shared.lock();
         let probe = peers.peek_mut(&peer).and_then(|entry| entry.probe.as_mut());
-        probe.expect("it is probed").until = Instant::now();
+        let probe = probe.expect("it is probed");
+        (probe.until, probe.used) = (Instant::now(), Instant::now());
     }
 }

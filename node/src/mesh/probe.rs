@@ -1,4 +1,5 @@
-//! Measures how far a peer is away, once a second, on a connection of its own.
+//! Measures how far a peer is away, on a connection of its own: once a second while it is
+//! used or in doubt, every few seconds while it is only of interest.
 //!
 //! Eight random bytes go out and come back. Nothing else travels on the connection, so
 //! no answer waits behind data. The first exchange on a connection does not count: the
@@ -17,10 +18,16 @@ use lca::{Error, Kind, PeerId, endpoint::Endpoint, metrics::Metrics};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Alpn, Stream, client::Shared, dial::Dialler, serve::NONCE, window::Window};
+use super::{
+    Alpn, Stream,
+    client::{Interest, Shared},
+    dial::Dialler,
+    serve::NONCE,
+    window::Window,
+};
 
 /// Longest wait before a peer that cannot be reached is tried again, in probe
 /// intervals: eight seconds, so that one that is back is noticed before its clients'
@@ -65,7 +72,7 @@ impl Prober {
     pub(super) async fn run(mut self) {
         let every = self.dialler.timing().probe_every;
         let mut wait = every;
-        while self.is_wanted() {
+        while self.interest().is_some() {
             let endpoint = self.endpoint.borrow_and_update().clone();
             match self.dialler.dial(self.peer, &endpoint.mesh, Alpn::Probe).await {
                 Ok(stream) => {
@@ -92,17 +99,9 @@ impl Prober {
     async fn probe(&mut self, stream: Stream) -> bool {
         let timing = self.dialler.timing();
         let mut connection = Connection::new(stream);
-        let mut turns = interval(timing.probe_every);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut any = false;
-        loop {
-            tokio::select! {
-                _ = turns.tick() => {}
-                () = self.hurry.notified() => {}
-            }
-            if !self.is_wanted() {
-                return any;
-            }
+        while let Some(interest) = self.interest() {
+            let sent = Instant::now();
             match connection.measure(timing.probe_within).await {
                 Ok(took) => {
                     any = true;
@@ -116,11 +115,18 @@ impl Prober {
                     }
                 }
             }
+            let sure = interest == Interest::Idle && self.window.is_sure();
+            let every = if sure { timing.probe_idly_every } else { timing.probe_every };
+            tokio::select! {
+                () = sleep_until(sent + every) => {}
+                () = self.hurry.notified() => {}
+            }
         }
+        any
     }
 
-    fn is_wanted(&self) -> bool {
-        self.shared.upgrade().is_some_and(|shared| shared.is_of_interest(self.peer))
+    fn interest(&self) -> Option<Interest> {
+        self.shared.upgrade()?.interest(self.peer)
     }
 
     fn answered(&mut self, took: Duration) {

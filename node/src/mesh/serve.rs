@@ -22,7 +22,7 @@ const GRPC_BACKLOG: usize = 64;
 /// What open connections may still do after the node was asked to stop. An idle one
 /// uses all of it, so it is felt at every stop.
 const LINGER: Duration = Duration::from_millis(500);
-/// A prober sends every second while it cares; after this it does not.
+/// A prober sends every five seconds while it cares; after this it does not.
 const PROBE_IDLE: Duration = Duration::from_secs(30);
 /// Bytes of a probe: a nonce that cannot be guessed, and so not answered early.
 pub(super) const NONCE: usize = 8;

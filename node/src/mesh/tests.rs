@@ -45,6 +45,7 @@ const BRISK: Timing = Timing {
     handshake: Duration::from_secs(1),
     connect: Duration::from_secs(2),
     probe_every: Duration::from_millis(100),
+    probe_idly_every: Duration::from_millis(500),
     probe_within: Duration::from_millis(500),
 };
 
@@ -54,6 +55,7 @@ struct Peer {
     client: Client,
     endpoint: Endpoint,
     http: Arc<Recorder>,
+    metrics: Metrics,
     tasks: Tasks,
 }
 
@@ -64,17 +66,28 @@ impl Peer {
     }
 
     async fn start_as(identity: Identity, at: SocketAddr, boot: u64, links: &Links) -> Self {
+        Self::start_with(identity, at, boot, links, BRISK).await
+    }
+
+    async fn start_with(
+        identity: Identity,
+        at: SocketAddr,
+        boot: u64,
+        links: &Links,
+        timing: Timing,
+    ) -> Self {
         let tasks = Tasks::default();
         let spawner = tasks.spawner();
         let metrics = Metrics::default();
         let listener =
-            Listener::bind(at, &identity, BRISK, CONNECTIONS, metrics.clone()).await.unwrap();
-        let client = Client::new(&identity, links.clone(), BRISK, metrics, &spawner).unwrap();
+            Listener::bind(at, &identity, timing, CONNECTIONS, metrics.clone()).await.unwrap();
+        let client =
+            Client::new(&identity, links.clone(), timing, metrics.clone(), &spawner).unwrap();
         let endpoint = endpoint(identity.peer_id(), &[listener.address()], boot);
         let http = Arc::new(Recorder::default());
         let grpc = Routes::new(InstancesServer::new(WhoAsks));
         listener.serve(Handlers { grpc, http: Some(http.clone()) }, &spawner);
-        Self { identity, client, endpoint, http, tasks }
+        Self { identity, client, endpoint, http, metrics, tasks }
     }
 
     fn id(&self) -> PeerId {

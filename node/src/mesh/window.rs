@@ -36,6 +36,11 @@ impl Window {
         now_silent
     }
 
+    /// Whether there are as many round trips as count, and none was lost since.
+    pub(super) fn is_sure(&self) -> bool {
+        self.lost_in_a_row == 0 && self.answered.len() == KEPT
+    }
+
     /// Whether the last three probes were lost.
     pub(super) fn silent(&self) -> bool {
         self.lost_in_a_row >= KEPT
@@ -72,6 +77,20 @@ mod tests {
         window.answered(ms(500));
         window.answered(ms(12));
         assert_eq!(window.median(), Some(ms(12)));
+    }
+
+    #[test]
+    fn it_is_sure_of_three_answers_until_one_is_lost() {
+        let mut window = Window::default();
+        let sure = [10, 11, 12].map(|took| {
+            window.answered(ms(took));
+            window.is_sure()
+        });
+        assert_eq!(sure, [false, false, true]);
+        window.lost();
+        assert!(!window.is_sure());
+        window.answered(ms(10));
+        assert!(window.is_sure());
     }
 
     #[test]

@@ -134,3 +134,12 @@ fn a_registry_that_began_anew_is_believed_though_its_revisions_are_lower() {
     let later = t + TTL;
     assert_eq!(cache.answered(spec("a", 1), registry(1), later, later).spec.revision, 1);
 }
+
+#[test]
+fn it_is_in_use_while_names_are_asked_for() {
+    let (mut cache, t) = empty();
+    assert!(!cache.is_used(TTL, t), "nobody has asked yet");
+    cache.judge(&name("a"), t);
+    assert!(cache.is_used(TTL, t + TTL / 2));
+    assert!(!cache.is_used(TTL, t + TTL));
+}

@@ -187,3 +187,51 @@ async fn probing_stops_with_the_node() {
     a.client.watch(&endpoint(PeerId::from_public_key([7; 32]), &[nobody().await], 1));
     assert!(a.tasks.drain(PATIENCE).await, "a probe had to be forced");
 }
+
+/// Two, of which the first probes who is not used so seldom.
+async fn two_idle(links: &Links, probe_idly_every: Duration) -> (Peer, Peer) {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let timing = Timing { probe_idly_every, ..BRISK };
+    let a = Peer::start_with(Identity::ephemeral(), any, 1, links, timing).await;
+    let b = Peer::start(links).await;
+    a.client.watch_idly(&b.endpoint);
+    (a, b)
+}
+
+/// Waits until this many probes were answered.
+async fn answered(a: &Peer, count: u64) {
+    let probes = || a.metrics.node.probe_rtt.get_sample_count();
+    eventually("answers to probes", async || (probes() >= count).then_some(()).ok_or(probes()))
+        .await;
+}
+
+#[tokio::test]
+async fn who_is_not_used_is_probed_seldom_and_at_once_when_it_is() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (a, b) = two_idle(&Links::default(), HOUR).await;
+    answered(&a, 3).await; // which a median needs
+    // Time for twenty of those that a used peer gets: a third peer's probes are the clock.
+    let clock = Peer::start(&Links::default()).await;
+    clock.client.watch(&b.endpoint);
+    answered(&clock, 20).await;
+    let idle = a.metrics.node.probe_rtt.get_sample_count();
+    assert_eq!(idle, 3, "nobody uses it");
+    assert!(a.client.rtt(b.id()).is_some() && !a.client.is_silent(b.id()));
+    a.client.watch(&b.endpoint);
+    answered(&a, idle + 5).await;
+}
+
+#[tokio::test]
+async fn the_silence_of_who_is_not_used_is_known_soon_after_one_lost_probe() {
+    let links = Links::default();
+    let idly = Duration::from_secs(2);
+    let (a, b) = two_idle(&links, idly).await;
+    answered(&a, 3).await;
+    links.set(a.id(), b.id(), Profile::CUT);
+    let cut = Instant::now();
+    let silent = async || a.client.is_silent(b.id()).then_some(());
+    eventually("silence", silent).await;
+    // One turn and three deadlines are 3.5 s; three turns would be 6 s and more.
+    let took = cut.elapsed();
+    assert!(took < idly * 5 / 2, "{took:?}");
+}
