@@ -168,8 +168,11 @@ pub(crate) async fn daemon(global: &Global) -> Result<Api> {
             Err(error) => return Some(Err(error.into())),
             Ok(channel) => channel,
         };
-        let alive = timeout(patience, answers(channel.clone())).await.is_ok();
-        Some(if alive { Ok(channel) } else { Err(silent(address)) })
+        Some(match timeout(patience, answers(channel.clone())).await {
+            Ok(true) => Ok(channel),
+            Ok(false) => Err(stranger(address)),
+            Err(_) => Err(silent(address)),
+        })
     });
     let connected = timeout(CONNECT, futures::future::join_all(asked)).await.unwrap_or_default();
     let mut failed = None;
@@ -182,10 +185,20 @@ pub(crate) async fn daemon(global: &Global) -> Result<Api> {
     Err(failed.unwrap_or_else(|| none(global)))
 }
 
-/// Resolves when the daemon has said anything at all.
-async fn answers(channel: Api) {
+/// Resolves when whoever listens has said anything at all; false if it was no gRPC.
+async fn answers(channel: Api) -> bool {
     let request = HealthCheckRequest::default();
-    let _whatever_it_says = HealthClient::new(channel).check(request).await;
+    let said = HealthClient::new(channel).check(request).await;
+    // What a server says has no cause on this side of the connection.
+    said.err().is_none_or(|status| std::error::Error::source(&status).is_none())
+}
+
+/// Something else listens, such as the port for peers, which speaks TLS.
+fn stranger(address: &Address) -> Failure {
+    let what = format!("what listens on {} does not speak gRPC without TLS", address.plain());
+    Failure::new(Kind::Unavailable, what).hint(
+        "the address for programs is the line `gRPC` of a daemon's report; others are for peers",
+    )
 }
 
 /// A daemon takes connections and does not answer.

@@ -135,6 +135,16 @@ async fn the_readme_story_is_true() -> anyhow::Result<()> {
     let (status, doctor) = up.lcactl(&["doctor", "hello-world-server"]).await?;
     assert!(status.success() && doctor.contains("answered 200"), "{doctor}");
 
+    // The port for peers speaks TLS; a person who mistakes it for the API is told so.
+    let mesh =
+        up.report.lines().find_map(|line| line.strip_prefix("proxy")?.split_whitespace().nth(1));
+    let wrong = format!("http://{}", mesh.context("no mesh address")?);
+    let output = lcactl(up.runtime_dir.path()).args(["--address", &wrong, "peers"]).output();
+    let output = timeout(Duration::from_secs(5), output).await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("does not speak gRPC without TLS"), "{said}");
+
     let dir = up.runtime_dir.path().to_owned();
     assert_eq!(processes::below(&dir).len(), 2, "two instances run");
     let status = up.stop(Signal::INT).await?;
