@@ -51,7 +51,7 @@ pub struct Common {
     /// The address others are told instead of those listened on; repeatable
     #[arg(long, value_name = "IP")]
     pub advertise: Vec<String>,
-    /// What is to survive a restart [default: lca/<daemon> in the user's data folder,
+    /// What is to survive a restart [default: lca/DAEMON in the user's data folder,
     /// $XDG_DATA_HOME or ~/.local/share; a proxy's is lca/proxy-PORT]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

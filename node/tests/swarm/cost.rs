@@ -4,12 +4,9 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use lca::discovery::{Discovery as _, Found};
-use lca_node::{
-    Timing,
-    link::{Links, Profile},
-};
+use lca_node::{Timing, link::Links};
 
-use crate::net::{finds, network, some_service, started};
+use crate::net::{finds, some_service, started};
 
 /// How many nodes, and the most a find and a miss may take at the median: ten times
 /// what this takes on two busy cores without optimization.
@@ -46,20 +43,4 @@ async fn among_fifty_nodes_a_find_and_a_miss_are_quick() {
     assert!(finds[finds.len() / 2] < QUICK, "{finds:?}");
     assert!(misses[misses.len() / 2] < QUICK, "{misses:?}");
     assert!(nodes[0].node.traffic().read > 0 && cost.finds > 0 && cost.answered > 0);
-}
-
-#[tokio::test]
-async fn a_peer_that_is_connected_says_where_it_is_within_one_round_trip() {
-    const RTT: Duration = Duration::from_millis(800);
-    let links = Links::default();
-    let nodes = network(2, &links).await;
-    let (asking, asked) = (&nodes[0].node, nodes[1].peer());
-    asking.endpoint(asked).await.unwrap();
-    links.set(nodes[0].peer(), asked, Profile::rtt(RTT));
-    asking.forget(asked); // what it says itself is taken up again
-    let started = Instant::now();
-    asking.endpoint(asked).await.unwrap();
-    let took = started.elapsed();
-    // Agreeing on the protocol first would take another.
-    assert!(took >= RTT && took < RTT * 2, "{took:?}");
 }
