@@ -15,7 +15,7 @@ use std::{
 use anyhow::{bail, ensure};
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use lca::{
-    PeerId, ServiceHash, api,
+    Kind, PeerId, ServiceHash, api,
     api::proto::{
         self, AllocateRequest, ReleaseRequest, allocate_request::Mode,
         allocator_client::AllocatorClient, instances_client::InstancesClient,
@@ -99,13 +99,14 @@ async fn storm(dir: &Path, args: &Args) -> anyhow::Result<()> {
     );
     let before = allocator.usage()?;
     let begin = Instant::now();
+    let calls = args.rate * args.seconds / args.connections;
     let (answered, mut answers) = mpsc::channel(WAITING);
     for (n, client) in clients.iter().enumerate() {
         let caller = Caller {
             client: client.clone(),
             name: n as u32,
             hash,
-            calls: args.rate * args.seconds / args.connections,
+            calls,
             every: Duration::from_secs(1) * args.connections / args.rate,
             answered: answered.clone(),
         };
@@ -119,13 +120,16 @@ async fn storm(dir: &Path, args: &Args) -> anyhow::Result<()> {
     let took = begin.elapsed();
     let after = allocator.usage()?;
     let left = settled(Path::new(allocator.told("local")?)).await?;
-    let stray = processes::below(dir).len();
-    tally.print(u64::from(args.rate * args.seconds), took, &before, &after);
+    let offered = u64::from(calls * args.connections);
+    let lost = tally.lost();
+    let answered = tally.print(offered, took, &before, &after);
+    ensure!(answered == offered, "{} calls were not answered", offered - answered);
+    ensure!(lost.is_empty(), "not only refusals for lack of room: {}", lost.join(", "));
     ensure!(left == 0, "{left} instances are left that nobody has");
     allocator.stop().await?;
     // Both daemons' own folders are elsewhere: what is below is an instance.
     let orphans = processes::below(&dir.join("allocator")).len();
-    ensure!(orphans == 0, "{orphans} processes outlive their allocator ({stray} ran before)");
+    ensure!(orphans == 0, "{orphans} processes outlive their allocator");
     println!("nothing lost: every call answered, every instance released, no process left");
     tasks.drain(Duration::from_secs(5)).await;
     registry.stop().await
@@ -216,7 +220,13 @@ impl Tally {
         }
     }
 
-    fn print(self, offered: u64, took: Duration, before: &Usage, after: &Usage) {
+    /// What should not have come of any call.
+    fn lost(&self) -> Vec<String> {
+        self.refused.keys().filter(|why| *why != Kind::NoCapacity.slug()).cloned().collect()
+    }
+
+    /// Prints the table and returns how many calls were answered.
+    fn print(self, offered: u64, took: Duration, before: &Usage, after: &Usage) -> u64 {
         println!("| answer | calls | a second | p50 ms | p99 ms |\n|---|---|---|---|---|");
         let given = ("an instance, released after 1 s".to_owned(), self.given);
         let mut answered = 0;
@@ -239,6 +249,7 @@ impl Tally {
             after.peak_rss as f64 / 1e6,
             (after.cpu - before.cpu).as_secs_f64() / took.as_secs_f64() * 100.0,
         );
+        answered
     }
 }
 

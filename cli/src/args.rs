@@ -9,7 +9,7 @@ use lca_daemon::args::LogFormat;
 
 use crate::{connect::Address, output::Format, units, up};
 
-/// The table of [`crate::errors`], for people.
+/// The table of [`lca::Exit`], for people.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 a defect, 2 the command line or a file is wrong, \
                           3 not found,\n4 nobody answered or not everything is serving, \
                           5 refused, 130 interrupted";
