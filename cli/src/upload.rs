@@ -50,7 +50,7 @@ impl Program {
     /// Reads the file through to learn its digest.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if there is none, [`Kind::FailedPrecondition`] if it cannot be
+    /// [`Kind::InvalidArgument`] if there is none, or if it cannot be
     /// read, or is not an executable file.
     pub(crate) async fn read(path: &Path) -> Result<Self> {
         let path = path.to_owned();
@@ -61,7 +61,7 @@ impl Program {
     ///
     /// # Errors
     /// What the registry answered; [`Kind::Timeout`] after five minutes;
-    /// [`Kind::FailedPrecondition`] if the file cannot be read any more.
+    /// [`Kind::InvalidArgument`] if the file cannot be read any more.
     pub(crate) async fn upload(&self, registry: &mut RegistryClient<Api>) -> Result<()> {
         self.upload_counting(registry, Arc::default()).await
     }
@@ -107,16 +107,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound => Kind::NotFound,
-        _ => Kind::FailedPrecondition,
-    };
-    Error::new(kind, format!("cannot read {}: {error}", path.display())).because(error)
+    Error::new(Kind::InvalidArgument, format!("cannot read {}: {error}", path.display()))
 }
 
 fn digest(path: &Path) -> Result<Program> {
     let refused =
-        |what: &str| Error::new(Kind::FailedPrecondition, format!("{} {what}", path.display()));
+        |what: &str| Error::new(Kind::InvalidArgument, format!("{} {what}", path.display()));
     let about = fs::metadata(path).map_err(|error| unreadable(path, error))?;
     if !about.is_file() {
         return Err(refused("is not a file"));

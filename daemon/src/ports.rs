@@ -5,7 +5,7 @@
 //! meanwhile is given up, and said so.
 
 use std::{
-    fs,
+    fs, io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
@@ -24,13 +24,18 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Reads what the last start left in the data folder. What cannot be read was never
-    /// there.
+    /// Reads what the last start left in the data folder. What cannot be read counts as
+    /// never there, and is said in the log: others may know this node by its old ports.
     pub(crate) fn read(data_dir: &Path) -> Self {
         let file = data_dir.join("ports.json");
-        let kept = fs::read_to_string(&file).ok();
-        let kept: Value =
-            kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let read = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
+            read => read.and_then(|text| Ok(serde_json::from_str(&text)?)),
+        };
+        let kept = read.unwrap_or_else(|error| {
+            tracing::warn!(file = %file.display(), %error, "the ports of the last start are lost");
+            Value::Null
+        });
         let port = |name: &str| kept[name].as_u64().and_then(|port| u16::try_from(port).ok());
         let (libp2p, mesh) = (port("libp2p"), port("mesh"));
         Self { file, libp2p, mesh }

@@ -39,7 +39,8 @@ impl std::fmt::Display for Report<'_> {
         }
         row("local API", &addresses.socket.display())?;
         if let Some(grpc) = addresses.grpc {
-            row("gRPC", &grpc)?;
+            let token = lca::local::Token::file(data_dir);
+            row("gRPC", &format_args!("{grpc}, token in {}", token.display()))?;
         }
         if let Some(metrics) = addresses.metrics {
             row("metrics", &format_args!("http://{metrics}/metrics"))?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lca::{
-    Error, Kind, Requirements, Result, ServiceHash, ServiceName,
+    Error, Kind, PeerId, Requirements, Result, ServiceHash, ServiceName,
     api::proto::{self, considered_instance::Verdict as Told},
     specs::Cached,
 };
@@ -64,9 +64,8 @@ pub(crate) async fn explain(inner: &Inner, name: &ServiceName) -> Result<proto::
         search(inner, spec.hash),
         allocators::consider(inner, &spec, &limits),
     );
-    let All { instances, unreachable } =
-        listed.unwrap_or(All { instances: Vec::new(), unreachable: Vec::new() });
-    let mut all = merge(inner, &spec, &known, instances, &found);
+    let All { instances, unreachable, answered } = listed.unwrap_or_default();
+    let mut all = merge(inner, &spec, &known, instances, &answered, &found);
     let chosen = choose(&all, &limits);
     let outlook = words::outlook(&spec, &limits, chosen.map(|at| &all[at]), &allocators);
     if let Some(at) = chosen {
@@ -117,14 +116,12 @@ fn merge(
     spec: &Cached,
     known: &[Known],
     listed: Vec<proto::Instance>,
+    answered: &[PeerId],
     found: &[Seen],
 ) -> Vec<One> {
     let known_ids: HashMap<_, _> = known.iter().map(|one| (one.instance, one)).collect();
-    let answered: HashSet<_> = listed
-        .iter()
-        .filter_map(|instance| instance.peer.parse().ok())
-        .chain(found.iter().map(|seen| seen.endpoint.peer))
-        .collect();
+    let found_at = found.iter().map(|seen| seen.endpoint.peer);
+    let answered: HashSet<_> = answered.iter().copied().chain(found_at).collect();
     let mut seen_ids = HashSet::new();
     let mut all = Vec::new();
     for instance in listed {

@@ -111,7 +111,11 @@ fn read(path: &Path) -> Result<Option<Token>> {
         return Err(refused(path, "belongs to another user").hint("use a folder of your own"));
     }
     if about.mode() & 0o077 != 0 {
-        let hint = format!("remove {} to have a new one made by the daemon", path.display());
+        let hint = format!(
+            "if nobody has read it, chmod 600 {}; else remove the daemon's, which makes a new one \
+             at its next start",
+            path.display()
+        );
         return Err(refused(path, "is open to others, who may know the token").hint(hint));
     }
     let mut text = String::new();

@@ -154,7 +154,9 @@ async fn daemon(channel: Api) -> (Link, Option<DiagnoseResponse>) {
             (Link::broken(NAME, "it is older than this lcactl", fix), None)
         }
         Err(error) => {
-            let fix = "it is stopped or stuck: end it and start it again";
+            // A daemon that answers knows best what is amiss, such as a missing token.
+            let stuck = "it is stopped or stuck: end it and start it again";
+            let fix = error.hint_text().unwrap_or(stuck).to_owned();
             (Link::broken(NAME, error.public(), fix), None)
         }
     }

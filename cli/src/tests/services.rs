@@ -241,20 +241,20 @@ async fn what_cannot_run_is_refused_before_anything_is_sent() {
     let daemon = Daemon::start().await;
     let program = Program::new(b"x");
     let dir = program.dir.path().display();
-    let refused = async |line: String, exit: Exit, reason: &str| {
+    let refused = async |line: String, reason: &str| {
         let ended = daemon.run(&line).await;
-        assert_eq!((ended.exit, ended.out.as_str()), (exit, ""), "{line}");
+        assert_eq!((ended.exit, ended.out.as_str()), (Exit::Usage, ""), "{line}");
         assert!(ended.err.contains(reason), "{line}: {}", ended.err);
     };
-    refused(format!("service add x --exec {dir}/none"), Exit::NotFound, "cannot read").await;
-    refused(format!("service add x --exec {dir}"), Exit::Refused, "is not a file").await;
-    refused(Program::new(b"").add(""), Exit::Refused, "is empty").await;
+    refused(format!("service add x --exec {dir}/none"), "cannot read").await;
+    refused(format!("service add x --exec {dir}"), "is not a file").await;
+    refused(Program::new(b"").add(""), "is empty").await;
     fs::write(program.dir.path().join("plain"), b"x").unwrap();
-    refused(format!("service add x --exec {dir}/plain"), Exit::Refused, "hint: chmod +x").await;
-    refused(program.add(" --soft-rtt 2s --hard-rtt 1s"), Exit::Usage, "above").await;
-    refused(program.add(" --soft-rtt 1200h"), Exit::Usage, "more than an hour").await;
-    refused(program.add(" --env SERVICE_PORT=1"), Exit::Usage, "set by the allocator").await;
-    refused(program.add(" --env A=1 --env A=2"), Exit::Usage, "twice").await;
+    refused(format!("service add x --exec {dir}/plain"), "hint: chmod +x").await;
+    refused(program.add(" --soft-rtt 2s --hard-rtt 1s"), "above").await;
+    refused(program.add(" --soft-rtt 1200h"), "more than an hour").await;
+    refused(program.add(" --env SERVICE_PORT=1"), "set by the allocator").await;
+    refused(program.add(" --env A=1 --env A=2"), "twice").await;
     assert_eq!(daemon.state(|state| state.received), 0);
 }
 
@@ -268,5 +268,5 @@ async fn a_program_that_changed_since_it_was_looked_at_is_refused() {
     assert_eq!(error.kind(), Kind::InvalidArgument);
     fs::remove_file(&program.path).unwrap();
     let error = seen.upload(&mut daemon.registry().await).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::NotFound);
+    assert_eq!(error.kind(), Kind::InvalidArgument);
 }

@@ -84,7 +84,7 @@ impl Relay {
     async fn who_has(&self, prefix: &str) -> Result<(String, AllocatorClient<Channel>)> {
         let prefix: InstancePrefix = prefix.parse()?;
         let which = proto::ListInstancesRequest { include_ended: true, ..Default::default() };
-        let All { instances, unreachable } = everywhere(&self.0.inner, &which).await;
+        let All { instances, unreachable, .. } = everywhere(&self.0.inner, &which).await;
         let owner = owner(&prefix, &instances, &unreachable)?;
         let peer: PeerId = owner.peer.parse()?;
         if owner.driver == Role::External.as_str() {

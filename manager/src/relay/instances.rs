@@ -48,7 +48,7 @@ impl Instances for Relay {
     ) -> Result<Response<proto::ListInstancesResponse>, Status> {
         let which = request.into_inner();
         check(&which.service, &which.service_hash)?;
-        let All { mut instances, unreachable } = everywhere(&self.0.inner, &which).await;
+        let All { mut instances, unreachable, .. } = everywhere(&self.0.inner, &which).await;
         instances.truncate(MAX);
         let unreachable_peers = unreachable.iter().map(PeerId::to_string).collect();
         Ok(Response::new(proto::ListInstancesResponse { instances, unreachable_peers }))
@@ -67,10 +67,13 @@ fn check(service: &str, service_hash: &str) -> Result<()> {
 }
 
 /// What all said who hold instances.
+#[derive(Default)]
 pub(crate) struct All {
     /// By service, peer and id.
     pub(crate) instances: Vec<proto::Instance>,
     pub(crate) unreachable: Vec<PeerId>,
+    /// Who answered, also with nothing.
+    pub(crate) answered: Vec<PeerId>,
 }
 
 /// Asks every peer that holds instances, this node included if it does.
@@ -84,6 +87,7 @@ pub(crate) async fn everywhere(inner: &Inner, which: &proto::ListInstancesReques
     );
     all.instances.extend(external.instances);
     all.unreachable.extend(external.unreachable);
+    all.answered.extend(external.answered);
     all.instances
         .sort_unstable_by(|a, b| (&a.service, &a.peer, &a.id).cmp(&(&b.service, &b.peer, &b.id)));
     all.unreachable.sort_unstable();
@@ -95,11 +99,12 @@ async fn ask(inner: &Inner, which: &proto::ListInstancesRequest, peers: Vec<Arc<
         let answer = inner.reach.instances(&endpoint, which.clone(), ASK).await;
         (endpoint, answer)
     });
-    let mut all = All { instances: Vec::new(), unreachable: Vec::new() };
+    let mut all = All::default();
     let mut answers = stream::iter(each).buffer_unordered(AT_ONCE);
     while let Some((endpoint, answer)) = answers.next().await {
         match answer {
             Ok(instances) => {
+                all.answered.push(endpoint.peer);
                 let rtt_us = inner.reach.rtt_us(endpoint.peer);
                 all.instances.extend(
                     instances.into_iter().map(|instance| proto::Instance { rtt_us, ..instance }),

@@ -75,6 +75,22 @@ async fn each_instance_has_its_verdict_and_a_request_does_what_was_told() {
 }
 
 #[tokio::test]
+async fn an_instance_is_not_chosen_that_its_allocator_has_no_more() {
+    let hello = limits(0, 20);
+    let world = World::with([hello.clone()]);
+    let near = world.allocator();
+    let client = world.client();
+    let gone = near.runs(&hello).await;
+    assert_eq!(client.pick().await.unwrap().instance, gone);
+    near.loses_all();
+    near.peer.withdraw(Key::Service(hash_of(&hello))).await.unwrap();
+
+    let told = explain(&world, &client, HELLO).await.unwrap();
+    assert_eq!(verdicts(&told), [(gone.to_string(), Verdict::NotReady)]);
+    assert_eq!(told.outlook.unwrap().action(), Action::Allocate);
+}
+
+#[tokio::test]
 async fn what_would_be_allocated_where_is_what_is_then_allocated() {
     let world = World::with([limits(10, 50)]);
     let [near, full, far] = [0, 1, 2].map(|_| world.allocator());
