@@ -26,7 +26,8 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Why nothing can listen on `address` for `what` ("peers"), and what to do about it:
 /// [`Kind::Conflict`] naming the port and, where this user may know it, who holds it;
-/// [`Kind::FailedPrecondition`] for any other reason. Reads `/proc` if it is taken.
+/// [`Kind::NoCapacity`] without a descriptor for it; [`Kind::FailedPrecondition`] for any
+/// other reason. Reads `/proc` if it is taken.
 pub fn cannot(what: &str, address: SocketAddr, hint: &str, error: io::Error) -> Error {
     let refused = |kind, why: &str| {
         Error::new(kind, format!("cannot listen on {address} for {what}: {why}")).hint(hint)
@@ -45,9 +46,17 @@ pub fn cannot(what: &str, address: SocketAddr, hint: &str, error: io::Error) -> 
         io::ErrorKind::PermissionDenied => {
             refused(Kind::FailedPrecondition, "this user may not use that port")
         }
+        _ if out_of_descriptors(&error) => refused(Kind::NoCapacity, "no file descriptor is left"),
         _ => refused(Kind::FailedPrecondition, "the system refused"),
     };
     failed.because(error)
+}
+
+fn out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error
+        .raw_os_error()
+        .is_some_and(|raw| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&raw))
 }
 
 /// Who listens on a TCP port of this machine, as `name (pid 123)`, if it is a process

@@ -99,8 +99,10 @@ mod tests {
     fn what_is_not_the_services_fault_is_not_held_against_it() {
         let mut failures = Failures::default();
         let now = Instant::now();
-        failures.record(HASH, Error::new(Kind::Unavailable, "no registry"), now);
-        assert!(failures.check(HASH, now).is_none());
+        for kind in [Kind::Unavailable, Kind::Timeout, Kind::NoCapacity] {
+            failures.record(HASH, Error::new(kind, "no registry"), now);
+            assert!(failures.check(HASH, now).is_none());
+        }
     }
 
     proptest! {

@@ -8,6 +8,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const RESERVE: usize = 1024;
 /// Of those that remain, what one connection costs: itself, and the one beyond it.
 const EACH: usize = 2;
+/// Of the reserve, what a daemon that runs nothing has open: its listeners, its files,
+/// a few peers.
+const OWN: usize = 24;
+/// What one instance costs of it: its front, and its output or a look at it.
+const INSTANCE: usize = 2;
 /// Never more, however many descriptors there are: memory is bounded too.
 pub(crate) const MOST: usize = 4096;
 /// Never fewer: with less nothing works, and the limit is not ours.
@@ -29,8 +34,18 @@ pub fn raise() -> usize {
 
 /// Connections that a listener may have at once where `listeners` share `descriptors`.
 pub(crate) fn connections(descriptors: usize, listeners: usize) -> usize {
-    let left = descriptors - RESERVE.min(descriptors / 2);
+    let left = descriptors - reserve(descriptors);
     (left / (EACH * listeners.max(1))).clamp(LEAST, MOST)
+}
+
+/// Instances that can run within `descriptors`; one, however few there are.
+pub(crate) fn instances(descriptors: usize) -> u32 {
+    let most = reserve(descriptors).saturating_sub(OWN) / INSTANCE;
+    u32::try_from(most).unwrap_or(u32::MAX).max(1)
+}
+
+fn reserve(descriptors: usize) -> usize {
+    RESERVE.min(descriptors / 2)
 }
 
 #[cfg(test)]
@@ -44,6 +59,15 @@ mod tests {
         assert_eq!(connections(0, 2), LEAST);
         for descriptors in [64, 256, 1024, 4096, 65_536] {
             assert!(connections(descriptors, 2) * EACH * 2 <= descriptors);
+        }
+    }
+
+    #[test]
+    fn instances_fit_into_what_connections_leave() {
+        assert_eq!((instances(0), instances(64), instances(1 << 20)), (1, 4, 500));
+        for descriptors in [64, 256, 1024, 4096, 65_536] {
+            let left = descriptors - connections(descriptors, 3) * EACH * 3;
+            assert!(instances(descriptors) as usize * INSTANCE + OWN <= left, "{descriptors}");
         }
     }
 }

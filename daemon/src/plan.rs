@@ -166,6 +166,14 @@ pub fn plan<C: Command>(
             if let Some(count) = count.and_then(|read| problems.take(read)) {
                 room.instances = count;
             }
+            let most = limits::instances(environment.descriptors);
+            if room.instances > most {
+                tracing::warn!(
+                    instances = most,
+                    "descriptors are left for no more; raise `ulimit -n`"
+                );
+                room.instances = most;
+            }
             Plan::Allocator(Box::new(allocator::Config {
                 settings,
                 allocator: offer,

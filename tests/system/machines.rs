@@ -91,6 +91,13 @@ impl Machine {
         processes::below(self.home.path())
     }
 
+    /// Folders of instances that its allocator has.
+    pub(crate) fn instance_folders(&self) -> usize {
+        let dir = self.home.path().join(".local/share/lca/allocator/allocator/instances");
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.path().is_dir()).count()
+    }
+
     /// Sockets of daemons that are there.
     pub(crate) fn sockets(&self) -> usize {
         lca::local::sockets(&self.home.path().join("lca")).len()
@@ -145,6 +152,10 @@ impl Daemon {
         let out = self.out();
         let line = out.lines().find_map(|line| line.strip_prefix(name));
         Ok(line.with_context(|| format!("no {name} in {out}"))?.trim().to_owned())
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ mod calls;
 mod external;
 mod faults;
 mod killed_daemons;
+mod limits;
 mod loss;
 mod machines;
 mod metrics;

@@ -17,6 +17,7 @@
 mod leader;
 mod output;
 mod reading;
+mod shortage;
 mod spawn;
 mod sweep;
 mod watch;
@@ -39,7 +40,8 @@ use rustix::{
 use tokio::time::{sleep, timeout};
 
 use self::{
-    leader::Leader, output::Output as Written, spawn::Prepared, sweep::Belongs, watch::Held,
+    leader::Leader, output::Output as Written, shortage::blame, spawn::Prepared, sweep::Belongs,
+    watch::Held,
 };
 use super::{Begin, Driver, Exit, Launch, Output, Started, Stats, killed};
 
@@ -183,10 +185,7 @@ impl Driver for Process {
 
     async fn start(&self, launch: Launch) -> Result<Started> {
         let (id, service) = (launch.id, launch.service.clone());
-        let failed = |error: io::Error| {
-            let reason = format!("{service} cannot be executed: {}", sentence(&error));
-            Error::new(Kind::StartFailed, reason).because(error)
-        };
+        let failed = |error| blame(&service, error);
         let home = self.inner.dir.join(id.to_string());
         let mut attempt = blocking(move || {
             let mut prepared = Prepared::new(home, &launch)?;
@@ -330,19 +329,6 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
-/// Why a program cannot be executed, for people who do not know errno.
-fn sentence(error: &io::Error) -> String {
-    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-        Some(rustix::io::Errno::NOEXEC) => {
-            "it is neither a program for this machine nor a script that names its interpreter"
-                .into()
-        }
-        Some(rustix::io::Errno::NOENT) => "it, or the interpreter it names, does not exist".into(),
-        Some(rustix::io::Errno::ACCESS) => "permission denied".into(),
-        _ => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -15,25 +15,6 @@ async fn an_interrupt_and_a_termination_both_stop_it_politely() {
 }
 
 #[tokio::test]
-async fn a_second_signal_stops_at_once() {
-    use std::io::{Read as _, Write as _};
-    let machine = Machine::new();
-    let mut proxy = machine.start("proxy", &["0"]).await;
-    let front = proxy.line("front").replace("http://", "");
-    // A request that is looked for: the drain waits for it.
-    let mut client = std::net::TcpStream::connect(front).unwrap();
-    client.write_all(b"GET /nothing/x HTTP/1.1\r\nhost: localhost\r\nexpect: 100-").unwrap();
-    proxy.signal(Signal::TERM);
-    proxy.says("stopping").await;
-    proxy.signal(Signal::TERM);
-    let code = proxy.ended().await.code();
-    // It may have been done already.
-    assert!(code == Some(1) && proxy.err().contains("stopping at once") || code == Some(0));
-    let mut rest = Vec::new();
-    let _closed = client.read_to_end(&mut rest);
-}
-
-#[tokio::test]
 async fn a_hangup_reads_the_configuration_again_and_says_what_changed() {
     let machine = Machine::new();
     let file = machine.path("conf.json");
