@@ -17,6 +17,16 @@ fn ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
+/// Whether it was closed, or told 503, without having asked for anything.
+fn was_refused(mut client: &TcpStream) -> bool {
+    client.set_nonblocking(true).unwrap();
+    let mut said = [0; 12];
+    match client.read(&mut said) {
+        Ok(length) => length == 0 || said.ends_with(b" 503"),
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
 #[tokio::test]
 async fn with_64_descriptors_it_refuses_without_spinning_and_recovers() {
     let machine = Machine::new();
@@ -38,6 +48,7 @@ async fn with_64_descriptors_it_refuses_without_spinning_and_recovers() {
     assert!(share < 0.3, "{share} of a core");
     let complaints = proxy.err().lines().filter(|line| line.contains("cannot accept")).count();
     assert!(complaints <= 4, "{}", proxy.err());
+    assert!(fronts.iter().any(was_refused), "it took 60 connections with 64 descriptors");
     drop((fronts, meshes));
     eventually("the front to answer again", async || {
         let mut client = open(&front);
