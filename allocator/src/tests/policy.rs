@@ -218,6 +218,9 @@ async fn a_program_that_never_gets_ready_is_stopped_at_its_deadline() {
     assert!(error.public().starts_with("hello was not ready within 50ms: nothing listens"));
     assert_eq!(fake.running(), 0);
     assert_eq!(Arc::strong_count(&world.fronts.open), 1, "its front is closed");
+    assert!(!is_announced(&world, &spec).await);
+    let port = fake.launches()[0].port;
+    std::net::TcpListener::bind(("127.0.0.1", port)).expect("its port is free again");
 }
 
 #[tokio::test]
