@@ -25,7 +25,7 @@ use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
 
 use crate::{
-    data::DataDir, diagnose::Diagnosis, health::Health, limits, plan::Read, ports::Ports,
+    data::DataDir, diagnose::Diagnosis, health::Health, limits, peers, plan::Read, ports::Ports,
     reflection,
 };
 
@@ -183,12 +183,14 @@ impl Base {
             None => None,
         };
         let (identity, boot) = settings.identity()?;
+        let remembered = if settings.ephemeral { Vec::new() } else { peers::read(dir.path()) };
         let node = lca_node::Config {
             boot,
             listen,
             mesh_listen,
             advertise: settings.advertise.clone(),
             bootstraps: settings.bootstraps.clone(),
+            remembered: remembered.clone(),
             max_connections: settings.max_connections,
             links: settings.links.clone(),
             timing: settings.timing,
@@ -214,6 +216,10 @@ impl Base {
         let spawner = tasks.spawner();
         let libp2p = node.bootstrap_addresses().first().map(|at| at.port);
         ports.keep(settings, libp2p, listener.address().port());
+        if !settings.ephemeral {
+            let keeper = peers::keep(dir.path(), remembered, node.clone(), spawner.clone());
+            spawner.spawn("peers kept", keeper);
+        }
         let discovery: Arc<dyn Discovery> = Arc::new(node.clone());
         let peers: Arc<dyn Mesh> = Arc::new(node.clone());
         let specs = specs::Config {

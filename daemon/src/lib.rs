@@ -15,6 +15,7 @@ mod health;
 pub mod limits;
 mod metrics;
 mod notify;
+mod peers;
 pub mod plan;
 mod ports;
 pub mod proxy;

@@ -29,7 +29,7 @@ mod swarm;
 
 pub use identity::Identity;
 pub use node::Node;
-pub use swarm::{BootstrapState, FindStats, Joined, Status, Traffic};
+pub use swarm::{BootstrapState, FindStats, Joined, MAX_CONTACTS, Status, Traffic};
 
 /// What a node is to be.
 #[derive(Clone, Debug)]
@@ -46,6 +46,9 @@ pub struct Config {
     pub advertise: Vec<IpAddr>,
     /// Through whom to join.
     pub bootstraps: Vec<Bootstrap>,
+    /// Peers met before, tried too until they are met again. They are not counted as
+    /// bootstraps: a node with no others does not wait for them.
+    pub remembered: Vec<Bootstrap>,
     /// Counts the starts with this identity: greater than at every earlier one.
     pub boot: u64,
     /// Connections of peers over the mesh at once; one more is closed.
@@ -69,6 +72,7 @@ impl Config {
             mesh_listen: any,
             advertise: Vec::new(),
             bootstraps: Vec::new(),
+            remembered: Vec::new(),
             boot: 1,
             max_connections: mesh::CONNECTIONS,
             links: Links::default(),

@@ -37,7 +37,7 @@ impl Node {
     /// an address cannot be bound otherwise; both name it. Then nothing is running.
     pub async fn bind(config: Config, spawner: &Spawner) -> Result<(Self, mesh::Listener)> {
         let Config { identity, roles, listen, mesh_listen, .. } = config;
-        let Config { advertise, bootstraps, boot, links, timing, .. } = config;
+        let Config { advertise, bootstraps, remembered, boot, links, timing, .. } = config;
         let Config { max_connections, metrics, .. } = config;
         let (at, counted) = (mesh_listen, metrics.clone());
         let listener =
@@ -52,6 +52,7 @@ impl Node {
             mesh,
             advertise,
             bootstraps,
+            remembered,
             boot,
             max_connections,
             links,
@@ -80,6 +81,13 @@ impl Node {
             peer: self.peer(),
         };
         self.swarm.addresses().into_iter().map(at).collect()
+    }
+
+    /// The peers to come back through if the bootstraps are gone at the next start, the
+    /// best first: at most [`MAX_CONTACTS`](crate::MAX_CONTACTS). They are what
+    /// [`Config::remembered`] takes.
+    pub fn contacts(&self) -> Vec<Bootstrap> {
+        self.swarm.contacts()
     }
 
     /// Resolves once the node knows peers that will keep its announcements, or knows

@@ -11,7 +11,7 @@
 //!     │  └──found, status──┤
 //!     └──► Book, own ◄─────┘
 //!
-//!   pure: find (a find's state), renew, bootstrap, peers, timers, addresses, keys
+//!   pure: find (a find's state), renew, bootstrap, contacts, peers, timers, addresses, keys
 //! ```
 
 use std::{
@@ -44,6 +44,8 @@ use crate::{
 };
 use actor::Actor;
 use behaviour::Behaviour;
+use contacts::Contacts;
+pub use contacts::MAX_CONTACTS;
 use find::Search;
 use own::OwnEndpoint;
 use status::Counters;
@@ -56,6 +58,7 @@ pub(crate) mod addresses;
 mod behaviour;
 mod bootstrap;
 mod codec;
+mod contacts;
 mod events;
 mod find;
 mod keys;
@@ -87,6 +90,8 @@ pub(crate) struct Setup {
     pub(crate) mesh: SocketAddr,
     pub(crate) advertise: Vec<IpAddr>,
     pub(crate) bootstraps: Vec<Bootstrap>,
+    /// Peers met before the start, tried besides the bootstraps.
+    pub(crate) remembered: Vec<Bootstrap>,
     pub(crate) boot: u64,
     pub(crate) max_connections: usize,
     pub(crate) links: Links,
@@ -112,6 +117,7 @@ pub(crate) struct Handle {
     inbox: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
     book: Book,
+    contacts: Contacts,
     own: OwnEndpoint,
     counters: Arc<Counters>,
     meter: Arc<Meter>,
@@ -164,10 +170,10 @@ impl Handle {
         tokio::time::timeout(LISTENING, actor.listening())
             .await
             .map_err(|_| cannot_listen(listen, io::ErrorKind::TimedOut.into()))?;
-        let own = actor.own.shared();
+        let (own, contacts) = (actor.own.shared(), actor.contacts.clone());
         spawner.spawn("swarm", actor.run(spawner.stopping()));
         let patience = timing.query + MARGIN;
-        Ok(Self { local, inbox, status, book, own, counters, meter, patience })
+        Ok(Self { local, inbox, status, book, contacts, own, counters, meter, patience })
     }
 
     pub(crate) fn local(&self) -> PeerId {
@@ -229,6 +235,17 @@ impl Handle {
 
     pub(crate) fn known(&self) -> Vec<Arc<Endpoint>> {
         self.book.fresh(Instant::now())
+    }
+
+    /// Registries and allocators before those nothing is known of, others last.
+    pub(crate) fn contacts(&self) -> Vec<Bootstrap> {
+        let leads_on = |role: &Role| matches!(role, Role::Registry | Role::Allocator);
+        let now = Instant::now();
+        self.contacts.best(|peer| match self.book.get(peer, now) {
+            Some(known) if known.roles.iter().any(leads_on) => 0,
+            Some(_) => 2,
+            None => 1,
+        })
     }
 
     pub(crate) fn forget(&self, peer: PeerId) {

@@ -304,17 +304,6 @@ impl Cluster {
         &self.proxies[n].settings.data_dir
     }
 
-    /// From their next start on, allocators listen where they do now and proxies join
-    /// through them too, so that the network survives without its registry.
-    pub fn join_through_allocators(&mut self) {
-        self.allocators.iter_mut().for_each(Slot::keep_ports);
-        let allocators = self.allocators.iter().flat_map(|slot| &slot.addresses().bootstraps);
-        let allocators: Vec<_> = allocators.cloned().collect();
-        for proxy in &mut self.proxies {
-            proxy.settings.bootstraps.extend(allocators.iter().cloned());
-        }
-    }
-
     /// Starts a proxy (again).
     ///
     /// # Errors

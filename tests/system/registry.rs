@@ -14,9 +14,13 @@ use lca_tests::{Cluster, Service, eventually, eventually_within, http};
 
 /// Waits until `names` would be remembered over a crash.
 async fn remembered(dir: &Path, names: &[&str]) {
-    let file = dir.join("specs.cache");
-    eventually("the specs to be on disk", async || {
-        let bytes = fs::read(&file).map_err(|error| error.to_string())?;
+    holds(&dir.join("specs.cache"), names).await;
+}
+
+/// Waits until the file names all of these.
+async fn holds(file: &Path, names: &[&str]) {
+    eventually("it to be on disk", async || {
+        let bytes = fs::read(file).map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&bytes);
         if names.iter().all(|name| text.contains(name)) {
             Ok(())
@@ -47,7 +51,8 @@ async fn known_services_start_and_answer_after_a_restart_without_the_registry() 
     for dir in [cluster.proxy_dir(0), cluster.allocator_dir(0)] {
         remembered(dir, &["used-before", "never-used"]).await;
     }
-    cluster.join_through_allocators();
+    let allocator = cluster.allocator(0).peer.to_string();
+    holds(&cluster.proxy_dir(0).join("peers.json"), &[&allocator]).await;
     cluster.crash_registry().await;
     cluster.crash_proxy(0).await;
     cluster.crash_allocator(0).await;

@@ -1,5 +1,6 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
+use futures::FutureExt as _;
 use lca::config::Host;
 use lca_allocator::{
     Driver as _, Timing,
@@ -195,4 +196,36 @@ async fn a_port_for_metrics_that_is_taken_stops_the_start() {
     let error = registry::App::build(settings).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(error.public().contains(&taken.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_comes_back_through_a_peer_it_remembers_which_is_no_bootstrap() {
+    let bind = async |settings: &Settings| {
+        let dir = DataDir::take(&settings.data_dir).await.unwrap();
+        Base::bind(settings, Role::Allocator, dir).await.unwrap()
+    };
+    let joined = async |base: &Base| {
+        let mut status = base.node.status();
+        let joined =
+            status.wait_for(|status| status.joined == Some(lca_node::Joined::Joined)).boxed();
+        tokio::time::timeout(Duration::from_secs(20), joined).await.unwrap().unwrap().clone()
+    };
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let there = bind(&settings(&dirs[0])).await;
+    let bootstraps = there.node.bootstrap_addresses();
+    for (ephemeral, dir) in [(false, &dirs[1]), (true, &dirs[2])] {
+        let alone = Settings { ephemeral, ..settings(dir) };
+        let first = bind(&Settings { bootstraps: bootstraps.clone(), ..alone.clone() }).await;
+        assert_eq!(joined(&first).await.bootstraps, 1);
+        let Base { tasks, node, dir: taken, .. } = first;
+        drop(node);
+        tasks.drain(GRACE).await;
+        drop(taken);
+        assert_eq!(peers::read(dir.path().join("data").as_path()).is_empty(), ephemeral);
+        if !ephemeral {
+            let again = bind(&alone).await;
+            let status = joined(&again).await;
+            assert_eq!((status.bootstraps, status.bootstrap_states.len()), (0, 0));
+        }
+    }
 }

@@ -17,7 +17,11 @@ use futures::{
     stream::FuturesUnordered,
 };
 use lca::metrics::Dropped;
-use lca::{PeerId, config::Host, endpoint::MAX_ADDRESSES};
+use lca::{
+    PeerId,
+    config::{Bootstrap, Host},
+    endpoint::MAX_ADDRESSES,
+};
 use libp2p::{
     Multiaddr, Swarm,
     kad::QueryId,
@@ -29,6 +33,7 @@ use super::{
     Command, Counters, Joined, Setup, Status, addresses,
     behaviour::Behaviour,
     bootstrap::Bootstraps,
+    contacts::Contacts,
     lookup::{FindId, Lookups, Waiting},
     own::Own,
     peers::Peers,
@@ -84,6 +89,9 @@ pub(crate) struct Actor {
     inbox: mpsc::Receiver<Command>,
     status: watch::Sender<Status>,
     pub(crate) bootstraps: Bootstraps,
+    /// Peers of earlier starts that were not met in this one yet.
+    pub(crate) remembered: Bootstraps,
+    pub(crate) contacts: Contacts,
     names: FuturesUnordered<BoxFuture<'static, LookedUp>>,
     /// The addresses of this machine on which the swarm listens.
     pub(crate) machine: Vec<IpAddr>,
@@ -113,8 +121,8 @@ impl Actor {
         status: watch::Sender<Status>,
     ) -> Self {
         let now = Instant::now();
-        let Setup { identity, roles, listen, mesh, advertise, bootstraps, boot, timing, .. } =
-            setup;
+        let Setup { identity, roles, listen, mesh, advertise, boot, timing, .. } = setup;
+        let (bootstraps, remembered) = (setup.bootstraps, setup.remembered);
         let local = identity.peer_id();
         let waits = (timing.retry_first, timing.retry_most);
         let mut actor = Self {
@@ -131,6 +139,8 @@ impl Actor {
             inbox,
             status,
             bootstraps: Bootstraps::new(&bootstraps, local, waits, now),
+            remembered: Bootstraps::new(&remembered, local, waits, now),
+            contacts: Contacts::new(&remembered),
             names: FuturesUnordered::new(),
             machine: Vec::new(),
             setup: Places { swarm: listen, mesh, advertise },
@@ -183,7 +193,8 @@ impl Actor {
 
     fn next_due(&self) -> Option<Instant> {
         let renewal = self.renewals.next().filter(|_| self.may_tell());
-        [self.timers.next(), renewal, self.bootstraps.next()].into_iter().flatten().min()
+        let dials = [self.bootstraps.next(), self.remembered.next()];
+        [self.timers.next(), renewal].into_iter().chain(dials).flatten().min()
     }
 
     fn act_on_due(&mut self, now: Instant) {
@@ -202,15 +213,21 @@ impl Actor {
             if attempts == 1 {
                 tracing::warn!(%bootstrap, "the bootstrap does not answer; going on trying");
             }
-            match bootstrap.host {
-                Host::Ip(ip) => {
-                    let address = addresses::to_multiaddr(SocketAddr::new(ip, bootstrap.port));
-                    self.dial(bootstrap.peer, vec![address]);
-                }
-                Host::Dns(name) => {
-                    let patience = self.timing.query;
-                    self.names.push(look_up(bootstrap.peer, name, bootstrap.port, patience));
-                }
+            self.dial_at(bootstrap);
+        }
+        for (peer, _attempts) in self.remembered.take_due(now, rand::random) {
+            self.dial_at(peer);
+        }
+    }
+
+    fn dial_at(&mut self, at: Bootstrap) {
+        match at.host {
+            Host::Ip(ip) => {
+                let address = addresses::to_multiaddr(SocketAddr::new(ip, at.port));
+                self.dial(at.peer, vec![address]);
+            }
+            Host::Dns(name) => {
+                self.names.push(look_up(at.peer, name, at.port, self.timing.query));
             }
         }
     }

@@ -118,6 +118,11 @@ impl Bootstraps {
         }
     }
 
+    /// The peer is none of them any more.
+    pub(crate) fn remove(&mut self, peer: PeerId) {
+        self.targets.retain(|target| target.at.peer != peer);
+    }
+
     /// When one is to be dialled next.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.targets.iter().filter(|target| !target.connected).map(|target| target.due).min()

@@ -38,6 +38,9 @@ impl Actor {
                 let seen_at = addresses::to_socket(endpoint.get_remote_address());
                 let Some(peer) = from_libp2p(&peer_id) else { return };
                 self.bootstraps.connected(peer);
+                if let Some(at) = seen_at.filter(|_| endpoint.is_dialer()) {
+                    self.contacts.dialled(peer, at);
+                }
                 if self.peers.connected(peer_id, seen_at) {
                     // It may have started anew since we last heard where it is.
                     self.ask(peer);
@@ -190,8 +193,16 @@ impl Actor {
         });
         let usable = info.listen_addrs.into_iter();
         let usable = usable.filter(|address| addresses::usable_from(seen_at, address));
-        for address in usable.take(MAX_ADDRESSES.saturating_sub(held)) {
+        let usable: Vec<_> = usable.take(MAX_ADDRESSES).collect();
+        let told: Vec<_> = usable.iter().filter_map(addresses::to_socket).collect();
+        for address in usable.into_iter().take(MAX_ADDRESSES.saturating_sub(held)) {
             kademlia.add_address(&peer_id, address);
+        }
+        let Some(peer) = from_libp2p(&peer_id) else { return };
+        // From here on it is in the routing table, as everybody else.
+        self.remembered.remove(peer);
+        if let Some(seen) = seen_at {
+            self.contacts.told(peer, seen, &told);
         }
     }
 
