@@ -6,7 +6,11 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use tonic::transport::Channel;
 
-use crate::{PeerId, Result, endpoint::Endpoint};
+use crate::{PeerId, Requirements, Result, endpoint::Endpoint};
+
+mod distance;
+
+pub use distance::{Distance, Felt, Smoothed};
 
 /// Reaches peers over the mesh.
 #[async_trait]
@@ -23,6 +27,14 @@ pub trait Mesh: fmt::Debug + Send + Sync + 'static {
     /// last three probes went unanswered. Zero for this node itself.
     fn rtt(&self, peer: PeerId) -> Option<Duration>;
 
+    /// All that is known of how far `peer` is away, [`rtt`](Self::rtt) being its median.
+    fn distance(&self, peer: PeerId) -> Option<Distance>;
+
+    /// A request to `peer` took this long on the way: from sending it whole to the head of
+    /// its answer, without what the application and the queue before it took. Of no account
+    /// for a peer that is not of interest. Never blocks.
+    fn observed(&self, peer: PeerId, took: Duration);
+
     /// Whether the last three probes of `peer` went unanswered: what is sent there now
     /// would most likely wait in vain. False if nobody has probed it yet, so that one
     /// just heard of can be used at once.
@@ -38,6 +50,11 @@ pub trait Mesh: fmt::Debug + Send + Sync + 'static {
     /// Makes `to` a peer that is used: probed once a second for the next [`IN_USE`],
     /// longer if called again, and from then on as by [`watch_idly`](Self::watch_idly).
     fn watch(&self, to: &Endpoint);
+
+    /// [`watch`](Self::watch), for somebody to whom these limits matter: near one of them
+    /// the peer is probed five times a second, for the next [`IN_USE`]. The limits of
+    /// several callers add up, to a bounded number.
+    fn watch_near(&self, to: &Endpoint, limits: &Requirements);
 
     /// Makes `to` a peer of interest, though nobody uses it now: probed every few
     /// seconds, and once a second from the first probe that is lost, for the next

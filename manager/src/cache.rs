@@ -160,7 +160,7 @@ impl Cache {
         let Some(index) = found else { return };
         let known = &mut service.instances[index];
         match outcome {
-            Outcome::Answered(load) => {
+            Outcome::Answered { load, .. } => {
                 known.load = load;
                 known.broken = 0;
                 known.confirmed = now;
@@ -294,7 +294,7 @@ mod tests {
         cache.refreshed(service(1), later);
         assert!(!cache.look_up(service(1), later).refresh);
 
-        let answered = Outcome::Answered(Load::default());
+        let answered = Outcome::Answered { load: Load::default(), way: None };
         cache.report(service(1), a, endpoint(1).peer, answered, start + EXPIRE / 2);
         assert_eq!(cache.look_up(service(1), start + EXPIRE).instances.len(), 1);
         assert!(cache.look_up(service(1), start + EXPIRE * 2).instances.is_empty());

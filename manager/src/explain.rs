@@ -140,11 +140,8 @@ fn merge(
         let candidate = (told == Told::Usable).then(|| match known {
             Some(known) => inner.candidate(known),
             None => Candidate {
-                instance: id,
-                rtt: instance.rtt_us.map(Duration::from_micros),
                 in_flight: instance.load.unwrap_or_default().in_flight,
-                broken: 0,
-                silent: false,
+                ..Candidate::new(id, instance.rtt_us.map(Duration::from_micros))
             },
         });
         all.push(One { known: known.is_some(), candidate, told, instance });
@@ -156,13 +153,7 @@ fn merge(
             let instance = words::instance(spec, *id, &seen.endpoint, rtt, Some(*load));
             let candidate = match known_ids.get(id) {
                 Some(known) => inner.candidate(known),
-                None => Candidate {
-                    instance: *id,
-                    rtt,
-                    in_flight: load.in_flight,
-                    broken: 0,
-                    silent: false,
-                },
+                None => Candidate { in_flight: load.in_flight, ..Candidate::new(*id, rtt) },
             };
             let known = known_ids.contains_key(id);
             all.push(One { known, candidate: Some(candidate), told: Told::Usable, instance });

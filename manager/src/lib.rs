@@ -124,8 +124,13 @@ pub struct Target {
 /// What became of a request that was sent to a [`Target`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The instance answered, and this is how busy it is.
-    Answered(Load),
+    /// The instance answered.
+    Answered {
+        /// How busy it is.
+        load: Load,
+        /// How long the request took on the way, if that could be told.
+        way: Option<Duration>,
+    },
     /// Its ingress refused; the application saw nothing.
     Refused(Refusal),
     /// Its peer could not be reached; nothing was sent.

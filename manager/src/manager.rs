@@ -180,6 +180,9 @@ impl Manager {
         let peer = target.endpoint.peer;
         let now = Instant::now();
         self.inner.cache().report(target.hash, target.instance, peer, outcome, now);
+        if let Outcome::Answered { way: Some(took), .. } = outcome {
+            self.inner.reach.mesh.observed(peer, took);
+        }
         if outcome == Outcome::Unreachable {
             self.inner.allocators.failed(peer);
             self.inner.reach.discovery.forget(peer);
@@ -325,13 +328,13 @@ impl Inner {
     /// What the policy is told of a known instance.
     pub(crate) fn candidate(&self, known: &Known) -> Candidate {
         let (mesh, peer) = (&self.reach.mesh, known.endpoint.peer);
-        let rtt = mesh.rtt(peer);
+        let distance = mesh.distance(peer);
         Candidate {
-            instance: known.instance,
-            rtt,
             in_flight: known.load.in_flight,
             broken: known.broken,
-            silent: rtt.is_none() && mesh.is_silent(peer),
+            silent: distance.is_none() && mesh.is_silent(peer),
+            felt: distance.and_then(|distance| distance.felt),
+            ..Candidate::new(known.instance, distance.map(|distance| distance.median))
         }
     }
 

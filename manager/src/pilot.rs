@@ -207,11 +207,8 @@ impl Luck {
         let question = flight.question();
         inner.learn(question.service, seen);
         let candidates = seen.ready.iter().map(|(instance, load)| Candidate {
-            instance: *instance,
-            rtt: Some(seen.rtt),
             in_flight: load.in_flight,
-            broken: 0,
-            silent: false,
+            ..Candidate::new(*instance, Some(seen.rtt))
         });
         let candidates: Vec<_> = candidates.collect();
         let limits = question.limits();

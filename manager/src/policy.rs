@@ -27,6 +27,21 @@ pub(crate) struct Candidate {
     /// Its peer does not answer at present: a request would wait in vain. It is used
     /// again when its peer answers, or dropped by a flight that finds it dead.
     pub(crate) silent: bool,
+    /// What requests to its peer take on the way, where that contradicts `rtt`: what to
+    /// rank by, see [`lca::mesh::Distance`].
+    pub(crate) felt: Option<Duration>,
+}
+
+impl Candidate {
+    /// One of which nothing else is known.
+    pub(crate) fn new(instance: InstanceId, rtt: Option<Duration>) -> Self {
+        Self { instance, rtt, in_flight: 0, broken: 0, silent: false, felt: None }
+    }
+
+    /// What to rank by: how far it is, as requests find it.
+    pub(crate) fn effective(&self) -> Option<Duration> {
+        self.rtt.map(|rtt| rtt.max(self.felt.unwrap_or_default()))
+    }
 }
 
 /// What is to be thought of an instance, apart from all others.
@@ -93,7 +108,7 @@ pub(crate) fn choose(
             Verdict::Suspect => true,
             _ => return None,
         };
-        let rtt = candidate.rtt.unwrap_or(Duration::MAX);
+        let rtt = candidate.effective().unwrap_or(Duration::MAX);
         Some(((is_suspect, rtt, candidate.in_flight, candidate.instance), index))
     });
     judged.min().map(|(_, index)| index)
@@ -176,11 +191,9 @@ mod tests {
         proptest::collection::vec(one, 0..12).prop_map(|all| {
             let numbered = all.into_iter().enumerate();
             let made = numbered.map(|(n, (rtt, in_flight, broken))| Candidate {
-                instance: instance(n as u8),
-                rtt: rtt.map(ms),
                 in_flight,
                 broken,
-                silent: false,
+                ..Candidate::new(instance(n as u8), rtt.map(ms))
             });
             made.collect()
         })
@@ -270,13 +283,7 @@ mod tests {
     #[test]
     fn each_reason_not_to_use_an_instance_is_told_apart() {
         let limits = Requirements { soft: None, hard: Some(ms(20)) };
-        let well = Candidate {
-            instance: instance(1),
-            rtt: Some(ms(1)),
-            in_flight: 0,
-            broken: 0,
-            silent: false,
-        };
+        let well = Candidate::new(instance(1), Some(ms(1)));
         let verdict = |candidate: Candidate| judge(&candidate, &limits, &[instance(2)]);
         assert_eq!(verdict(well), Verdict::Usable);
         assert_eq!(verdict(Candidate { instance: instance(2), ..well }), Verdict::Tried);
@@ -311,20 +318,8 @@ mod tests {
 
     #[test]
     fn one_that_keeps_breaking_off_is_used_only_if_there_is_no_other() {
-        let near = Candidate {
-            instance: instance(1),
-            rtt: Some(ms(1)),
-            in_flight: 0,
-            broken: 3,
-            silent: false,
-        };
-        let far = Candidate {
-            instance: instance(2),
-            rtt: Some(ms(9)),
-            in_flight: 0,
-            broken: 0,
-            silent: false,
-        };
+        let near = Candidate { broken: 3, ..Candidate::new(instance(1), Some(ms(1))) };
+        let far = Candidate::new(instance(2), Some(ms(9)));
         let limits = Requirements::default();
         assert_eq!(choose(&[near, far], &limits, &[]), Some(1));
         assert_eq!(choose(&[near], &limits, &[]), Some(0));

@@ -5,11 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use lca::{
-    PeerId, Result,
+    PeerId, Requirements, Result,
     config::{Bootstrap, Host},
     discovery::{Discovery, Finding, Key},
     endpoint::Endpoint,
-    mesh::Mesh,
+    mesh::{Distance, Mesh},
     shutdown::Spawner,
 };
 use tokio::sync::watch;
@@ -176,6 +176,14 @@ impl Mesh for Node {
         self.mesh.rtt(peer)
     }
 
+    fn distance(&self, peer: PeerId) -> Option<Distance> {
+        self.mesh.distance(peer)
+    }
+
+    fn observed(&self, peer: PeerId, took: Duration) {
+        self.mesh.observed(peer, took);
+    }
+
     fn is_silent(&self, peer: PeerId) -> bool {
         self.mesh.is_silent(peer)
     }
@@ -186,6 +194,10 @@ impl Mesh for Node {
 
     fn watch(&self, to: &Endpoint) {
         self.mesh.watch(to);
+    }
+
+    fn watch_near(&self, to: &Endpoint, limits: &Requirements) {
+        self.mesh.watch_near(to, limits);
     }
 
     fn watch_idly(&self, to: &Endpoint) {

@@ -228,7 +228,7 @@ impl Forward {
             return Some(Failure::from_header(failure).into());
         }
         let load = headers.get(LOAD).map(Load::from_header).unwrap_or_default();
-        self.manager.report(target, Outcome::Answered(load));
+        self.manager.report(target, Outcome::Answered { load, way: None });
         None
     }
 }

@@ -15,16 +15,16 @@ use std::{
 use async_trait::async_trait;
 use futures::stream;
 use hyper_util::rt::TokioIo;
-use tokio::{io::DuplexStream, sync::mpsc};
+use tokio::{io::DuplexStream, sync::mpsc, time::Instant};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{service::Routes, transport::Channel};
 
 use super::{Discovery, Finding, Found, Key};
 use crate::{
-    Error, Kind, PeerId, Result,
+    Error, Kind, PeerId, Requirements, Result,
     api::{self, Caller, Identified},
     endpoint::{Endpoint, Role},
-    mesh::Mesh,
+    mesh::{Distance, Felt, Mesh, Smoothed},
 };
 
 /// Bytes a pipe holds before its writer waits.
@@ -45,6 +45,8 @@ struct State {
     peers: HashMap<PeerId, (Arc<Endpoint>, Option<mpsc::Sender<Incoming>>)>,
     announced: HashMap<Key, BTreeSet<PeerId>>,
     rtt: HashMap<(PeerId, PeerId), Duration>,
+    /// What requests took, where any were reported.
+    felt: HashMap<(PeerId, PeerId), (Felt, Smoothed)>,
     down: HashSet<PeerId>,
     /// Finds so far.
     finds: HashMap<Key, u64>,
@@ -217,6 +219,26 @@ impl Mesh for Peer {
         Some(state.rtt.get(&(self.id, peer)).copied().unwrap_or(Duration::from_millis(1)))
     }
 
+    /// The distance that was set, which never strays, and what requests reported.
+    fn distance(&self, peer: PeerId) -> Option<Distance> {
+        let median = self.rtt(peer)?;
+        let state = self.network.lock();
+        let Some((felt, smoothed)) = state.felt.get(&(self.id, peer)) else {
+            return Some(Distance::exactly(median));
+        };
+        let (ewma, deviation) = smoothed.get().unwrap_or((median, Duration::ZERO));
+        let felt = felt.contradicts(median, Instant::now());
+        Some(Distance { median, ewma, deviation, felt })
+    }
+
+    fn observed(&self, peer: PeerId, took: Duration) {
+        let mut state = self.network.lock();
+        let (felt, smoothed) = state.felt.entry((self.id, peer)).or_default();
+        if let Some(least) = felt.observed(took, Instant::now()) {
+            smoothed.add(least);
+        }
+    }
+
     fn is_silent(&self, peer: PeerId) -> bool {
         self.network.lock().down.contains(&peer)
     }
@@ -227,6 +249,8 @@ impl Mesh for Peer {
     }
 
     fn watch(&self, _to: &Endpoint) {}
+
+    fn watch_near(&self, _to: &Endpoint, _limits: &Requirements) {}
 
     fn watch_idly(&self, _to: &Endpoint) {}
 }

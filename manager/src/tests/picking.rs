@@ -189,7 +189,7 @@ async fn an_instance_that_keeps_breaking_off_comes_last() {
     let first = client.pick().await.unwrap();
     (0..3).for_each(|_| client.manager.report(&first, Outcome::Broken));
     assert_eq!(client.pick().await.unwrap().instance, second);
-    client.manager.report(&first, Outcome::Answered(Load::default()));
+    client.manager.report(&first, Outcome::Answered { load: Load::default(), way: None });
     assert_eq!(client.pick().await.unwrap().instance, first.instance);
 }
 

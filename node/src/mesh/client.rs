@@ -18,9 +18,9 @@ use futures::{
     future::{BoxFuture, Shared as Flight},
 };
 use lca::{
-    Error, Kind, PeerId, Result,
+    Error, Kind, PeerId, Requirements, Result,
     endpoint::Endpoint,
-    mesh::{IN_USE, INTEREST, Mesh},
+    mesh::{Distance, IN_USE, INTEREST, Mesh},
     metrics::Metrics,
     shutdown::Spawner,
 };
@@ -94,7 +94,7 @@ struct Probe {
     until: Instant,
     /// Used until then.
     used: Instant,
-    reading: watch::Receiver<Reading>,
+    reading: watch::Sender<Reading>,
     hurry: Arc<Notify>,
     /// Ends the task.
     _task: DropGuard,
@@ -161,6 +161,25 @@ impl Mesh for Client {
         self.shared.lock().peek(&peer)?.probe.as_ref()?.reading.borrow().rtt
     }
 
+    fn distance(&self, peer: PeerId) -> Option<Distance> {
+        if peer == self.shared.dialler.local() {
+            return Some(Distance::default());
+        }
+        let peers = self.shared.lock();
+        let reading = peers.peek(&peer)?.probe.as_ref()?.reading.borrow();
+        reading.distance(Instant::now())
+    }
+
+    fn observed(&self, peer: PeerId, took: Duration) {
+        let peers = self.shared.lock();
+        if let Some(probe) = peers.peek(&peer).and_then(|entry| entry.probe.as_ref()) {
+            probe.reading.send_if_modified(|reading| {
+                reading.observed(took, Instant::now());
+                false // nobody waits for this
+            });
+        }
+    }
+
     fn is_silent(&self, peer: PeerId) -> bool {
         let peers = self.shared.lock();
         let probe = peers.peek(&peer).and_then(|entry| entry.probe.as_ref());
@@ -193,6 +212,10 @@ impl Mesh for Client {
     }
 
     fn watch(&self, to: &Endpoint) {
+        self.shared.watch(to, Interest::Used);
+    }
+
+    fn watch_near(&self, to: &Endpoint, _limits: &Requirements) {
         self.shared.watch(to, Interest::Used);
     }
 
@@ -281,7 +304,7 @@ impl Shared {
             }
             probe.until = until;
             probe.used = probe.used.max(used);
-            return Some((probe.reading.clone(), probe.hurry.clone()));
+            return Some((probe.reading.subscribe(), probe.hurry.clone()));
         }
         make_room(&mut peers);
         let entry = enter(&mut peers, to);
@@ -292,7 +315,7 @@ impl Shared {
             peer: to.peer,
             dialler: self.dialler.clone(),
             endpoint: entry.endpoint.subscribe(),
-            reading,
+            reading: reading.clone(),
             hurry: hurry.clone(),
             shared: Arc::downgrade(self),
             window: Window::default(),
@@ -302,13 +325,8 @@ impl Shared {
         self.spawner.spawn_short(async move {
             task.run_until_cancelled(prober.run()).await;
         });
-        entry.probe = Some(Probe {
-            until,
-            used,
-            reading: seen.clone(),
-            hurry: hurry.clone(),
-            _task: stop.drop_guard(),
-        });
+        entry.probe =
+            Some(Probe { until, used, reading, hurry: hurry.clone(), _task: stop.drop_guard() });
         Some((seen, hurry))
     }
 

@@ -14,7 +14,12 @@ use std::{
     time::Duration,
 };
 
-use lca::{Error, Kind, PeerId, endpoint::Endpoint, metrics::Metrics};
+use lca::{
+    Error, Kind, PeerId,
+    endpoint::Endpoint,
+    mesh::{Distance, Felt, Smoothed},
+    metrics::Metrics,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, watch},
@@ -42,12 +47,31 @@ const OUTSTANDING: usize = 3;
 pub(super) struct Reading {
     /// The median of the last three round trips; none before the first and in silence.
     pub(super) rtt: Option<Duration>,
+    /// Round trips of probes and requests since the last silence.
+    pub(super) smoothed: Smoothed,
+    /// What requests say.
+    pub(super) felt: Felt,
     /// The last three probes were lost.
     pub(super) silent: bool,
     /// Probes lost and connections failed, ever.
     pub(super) failures: u64,
     /// Why the last of those failed.
     pub(super) error: Option<Error>,
+}
+
+impl Reading {
+    /// A request took this long on the way.
+    pub(super) fn observed(&mut self, took: Duration, now: Instant) {
+        if let Some(least) = self.felt.observed(took, now) {
+            self.smoothed.add(least);
+        }
+    }
+
+    pub(super) fn distance(&self, now: Instant) -> Option<Distance> {
+        let median = self.rtt?;
+        let (ewma, deviation) = self.smoothed.get()?;
+        Some(Distance { median, ewma, deviation, felt: self.felt.contradicts(median, now) })
+    }
 }
 
 /// The task that probes one peer.
@@ -133,7 +157,10 @@ impl Prober {
         self.metrics.node.probe_rtt.observe(took.as_secs_f64());
         self.window.answered(took);
         let rtt = self.window.median();
-        self.reading.send_modify(|reading| (reading.rtt, reading.silent) = (rtt, false));
+        self.reading.send_modify(|reading| {
+            (reading.rtt, reading.silent) = (rtt, false);
+            reading.smoothed.add(took);
+        });
     }
 
     fn lost(&mut self, error: Error) {
@@ -144,8 +171,12 @@ impl Prober {
         }
         let (rtt, silent) = (self.window.median(), self.window.silent());
         self.reading.send_modify(|reading| {
-            let failures = reading.failures + 1;
-            *reading = Reading { rtt, silent, failures, error: Some(error) };
+            if silent {
+                // What it was before the silence says nothing after it.
+                (reading.smoothed, reading.felt) = Default::default();
+            }
+            (reading.rtt, reading.silent) = (rtt, silent);
+            (reading.failures, reading.error) = (reading.failures + 1, Some(error));
         });
         // After it is known to be silent: whoever loses a stream by this looks elsewhere.
         if falls_silent && let Some(shared) = self.shared.upgrade() {
