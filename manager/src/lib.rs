@@ -28,6 +28,7 @@ mod policy;
 mod reach;
 mod relay;
 mod representatives;
+mod scale;
 mod service;
 #[cfg(test)]
 mod tests;

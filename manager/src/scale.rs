@@ -1,0 +1,10 @@
+//! More instances of a service when its requests need them, and fewer when they do not.
+//!
+//! `control` decides, per service, whether one more is to be started and over how many
+//! requests are spread; `set` says which those are. Nothing is ever stopped from here: an
+//! instance that gets no requests idles out by itself.
+
+#[cfg_attr(not(test), expect(dead_code, reason = "nobody looks yet"))]
+mod control;
+#[cfg_attr(not(test), expect(dead_code, reason = "nobody looks yet"))]
+mod set;
