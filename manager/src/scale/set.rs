@@ -67,13 +67,8 @@ mod tests {
     use super::*;
 
     fn candidate(id: u8, rtt_ms: Option<u64>, broken: u32) -> Candidate {
-        Candidate {
-            instance: format!("{id:032x}").parse().unwrap(),
-            rtt: rtt_ms.map(Duration::from_millis),
-            in_flight: 0,
-            broken,
-            silent: false,
-        }
+        let instance = format!("{id:032x}").parse().unwrap();
+        Candidate { broken, ..Candidate::new(instance, rtt_ms.map(Duration::from_millis)) }
     }
 
     fn ids(candidates: &[Candidate], set: &[usize]) -> Vec<InstanceId> {
