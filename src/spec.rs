@@ -3,7 +3,7 @@
 //! [`Spec`] is only ever made from its form on the wire, which is checked in `wire`, so
 //! whoever holds one holds values within bounds, with the defaults filled in.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 
@@ -37,6 +37,16 @@ pub struct Spec {
     pub idle_timeout: Duration,
     /// Requests one instance is given at the same time.
     pub concurrency_limit: u32,
+    /// So many instances are kept, used or not.
+    pub min_instances: u32,
+    /// So many there are at most, as far as the holders of claims are reached; `None`:
+    /// no limit. Not below `min_instances`.
+    pub max_instances: Option<NonZeroU32>,
+    /// Requests in flight per instance above which another is started; `None`: never
+    /// for load. Not above `concurrency_limit`.
+    pub target_concurrency: Option<NonZeroU32>,
+    /// Which allocator gets the next instance.
+    pub placement: Placement,
     /// Which change of the name this is, from 1; 0 before the registry took it.
     pub revision: u64,
 }
@@ -47,6 +57,18 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
+}
+
+/// Which allocator, of those within the soft requirement and with room, is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// The nearest.
+    #[default]
+    Nearest,
+    /// The one with the fewest instances of the service, then the one least used.
+    Spread,
+    /// The one most used that still has room.
+    Pack,
 }
 
 /// When an instance counts as ready.
@@ -120,10 +142,14 @@ impl Spec {
     /// Concurrency limit where the spec names none: more than a small machine's
     /// program serves well, low enough to bound what one flood can hold open.
     pub const DEFAULT_CONCURRENCY_LIMIT: u32 = 1024;
+    /// Highest of `min_instances` and `max_instances`: holders of claims count every
+    /// instance in memory, and one keeper starts all it keeps.
+    pub const MAX_INSTANCES: u32 = 1000;
 
     /// The DHT key of its instances: SHA-256 of name, artifact, arguments,
     /// environment and protocol, each part length-prefixed, so that no two different
-    /// specs are written alike. Requirements are not part of it.
+    /// specs are written alike. Requirements are not part of it, nor is how many
+    /// instances there are and where: that may change under those that run.
     pub fn hash(&self) -> ServiceHash {
         let mut hasher = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -178,6 +204,10 @@ mod tests {
         let spec = Spec::try_from(least()).unwrap();
         let same = Spec {
             requirements: Requirements { soft: Some(Duration::ZERO), hard: None },
+            min_instances: 2,
+            max_instances: NonZeroU32::new(3),
+            target_concurrency: NonZeroU32::new(4),
+            placement: Placement::Pack,
             revision: 9,
             ..spec.clone()
         };

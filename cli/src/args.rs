@@ -198,7 +198,8 @@ pub struct Add {
     #[arg(long, value_name = "REF", conflicts_with_all = ["exec", "external"])]
     pub image: Option<String>,
     /// Nothing to run: a proxy represents it
-    #[arg(long, conflicts_with_all = ["exec", "cpu", "memory", "idle_timeout", "ready_path", "start_timeout", "env", "arguments"])]
+    #[arg(long, conflicts_with_all = ["exec", "cpu", "memory", "idle_timeout", "ready_path", "start_timeout", "env", "arguments",
+        "min_instances", "max_instances", "target_concurrency", "placement"])]
     pub external: bool,
     /// Above this round-trip time, look for a nearer instance
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
@@ -221,6 +222,20 @@ pub struct Add {
     /// An instance that is not ready within this time has failed, at most 60s [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
     pub start_timeout: Option<Duration>,
+    /// So many instances are kept, used or not [default: 0]
+    #[arg(long, value_name = "N")]
+    pub min_instances: Option<u32>,
+    /// So many instances there are at most; 0 is no limit [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_instances: Option<u32>,
+    /// Requests in flight per instance above which another is started; 0 is never
+    /// [default: never]
+    #[arg(long, value_name = "N")]
+    pub target_concurrency: Option<u32>,
+    /// Which machine near enough gets the next instance: the nearest, the one with the
+    /// fewest of them, or the one most used that has room [default: nearest]
+    #[arg(long, value_enum, value_name = "nearest|spread|pack", hide_possible_values = true)]
+    pub placement: Option<Placement>,
     /// Environment of the program; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
@@ -230,6 +245,27 @@ pub struct Add {
     /// Arguments of the program; ${SERVICE_PORT} and the others are filled in at start
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<String>,
+}
+
+/// Which machine gets the next instance, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Placement {
+    /// The nearest.
+    Nearest,
+    /// The one with the fewest instances of the service.
+    Spread,
+    /// The one most used that still has room.
+    Pack,
+}
+
+impl From<Placement> for lca::Placement {
+    fn from(placement: Placement) -> Self {
+        match placement {
+            Placement::Nearest => Self::Nearest,
+            Placement::Spread => Self::Spread,
+            Placement::Pack => Self::Pack,
+        }
+    }
 }
 
 /// `config ...`
@@ -324,6 +360,9 @@ mod tests {
             ("service add hello --exec x --image y", "cannot be used with"),
             ("service add hello --exec x --external", "cannot be used with"),
             ("service add hello --external --cpu 1", "cannot be used with"),
+            ("service add hello --external --max-instances 1", "cannot be used with"),
+            ("service add hello --exec x --placement far", "nearest, spread, pack"),
+            ("service add hello --exec x --min-instances -1", "unexpected argument"),
             ("service add Hello --external", "service name"),
             ("service add hello --exec x --soft-rtt 100", "with a unit"),
             ("service add hello --exec x --env A", "NAME=VALUE"),

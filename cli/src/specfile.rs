@@ -164,6 +164,10 @@ mod tests {
             resources: Some(proto::Resources { cpu_millis: 250, memory_bytes: 1 << 20 }),
             idle_timeout_ms: 1234,
             concurrency_limit: 7,
+            min_instances: 1,
+            max_instances: 2,
+            target_concurrency: 3,
+            placement: proto::Placement::Pack.into(),
             revision: 3,
             ..Default::default()
         };

@@ -160,6 +160,10 @@ pub(crate) struct ServiceSpec {
     pub(crate) resources: Resources,
     pub(crate) idle_timeout_ms: u64,
     pub(crate) concurrency_limit: u32,
+    pub(crate) min_instances: u32,
+    pub(crate) max_instances: u32,
+    pub(crate) target_concurrency: u32,
+    pub(crate) placement: String,
     pub(crate) revision: u64,
     pub(crate) service_hash: String,
 }
@@ -194,6 +198,7 @@ impl From<proto::Requirements> for Requirements {
 impl From<proto::ServiceSpec> for ServiceSpec {
     fn from(spec: proto::ServiceSpec) -> Self {
         let protocol = spec.protocol().as_str_name().to_owned();
+        let placement = spec.placement().as_str_name().to_owned();
         let readiness = spec.readiness.unwrap_or_default();
         let requirements = spec.requirements.unwrap_or_default();
         let resources = spec.resources.unwrap_or_default();
@@ -214,6 +219,10 @@ impl From<proto::ServiceSpec> for ServiceSpec {
             },
             idle_timeout_ms: spec.idle_timeout_ms,
             concurrency_limit: spec.concurrency_limit,
+            min_instances: spec.min_instances,
+            max_instances: spec.max_instances,
+            target_concurrency: spec.target_concurrency,
+            placement,
             revision: spec.revision,
             service_hash: spec.service_hash,
         }
@@ -228,6 +237,12 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             "" => proto::Protocol::Unspecified,
             name => proto::Protocol::from_str_name(name).ok_or_else(|| {
                 Error::new(Kind::InvalidArgument, format!("protocol: {name:?} is not known here"))
+            })?,
+        };
+        let placement = match spec.placement.as_str() {
+            "" => proto::Placement::Unspecified,
+            name => proto::Placement::from_str_name(name).ok_or_else(|| {
+                Error::new(Kind::InvalidArgument, format!("placement: {name:?} is not known here"))
             })?,
         };
         Ok(Self {
@@ -250,6 +265,10 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             }),
             idle_timeout_ms: spec.idle_timeout_ms,
             concurrency_limit: spec.concurrency_limit,
+            min_instances: spec.min_instances,
+            max_instances: spec.max_instances,
+            target_concurrency: spec.target_concurrency,
+            placement: placement.into(),
             revision: spec.revision,
             service_hash: spec.service_hash,
         })

@@ -1,8 +1,8 @@
 //! Specs as they are sent: read with every bound checked, and written.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use super::{MAX_RTT_MS, Protocol, Readiness, Requirements, Resources, Spec};
+use super::{MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec};
 use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
 
 /// Most arguments, and most environment entries, of one program.
@@ -28,6 +28,11 @@ impl TryFrom<proto::ServiceSpec> for Spec {
             digest => Some(digest.parse()?),
         };
         check_program(&spec.arguments, &spec.environment)?;
+        let concurrency_limit = match spec.concurrency_limit {
+            0 => Self::DEFAULT_CONCURRENCY_LIMIT,
+            limit => limit,
+        };
+        let scale = Scale::of(&spec, artifact.is_none(), concurrency_limit)?;
         let protocol = match proto::Protocol::try_from(spec.protocol) {
             Ok(proto::Protocol::Unspecified | proto::Protocol::Http1) => Protocol::Http1,
             Err(_) => {
@@ -101,10 +106,11 @@ impl TryFrom<proto::ServiceSpec> for Spec {
                 Self::DEFAULT_IDLE_TIMEOUT,
                 MAX_IDLE_TIMEOUT,
             )?,
-            concurrency_limit: match spec.concurrency_limit {
-                0 => Self::DEFAULT_CONCURRENCY_LIMIT,
-                limit => limit,
-            },
+            concurrency_limit,
+            min_instances: scale.min,
+            max_instances: scale.max,
+            target_concurrency: scale.target,
+            placement: scale.placement,
             revision: spec.revision,
         })
     }
@@ -135,8 +141,76 @@ impl From<&Spec> for proto::ServiceSpec {
             }),
             idle_timeout_ms: spec.idle_timeout.as_millis() as u64,
             concurrency_limit: spec.concurrency_limit,
+            min_instances: spec.min_instances,
+            max_instances: spec.max_instances.map_or(0, NonZeroU32::get),
+            target_concurrency: spec.target_concurrency.map_or(0, NonZeroU32::get),
+            placement: proto::Placement::from(spec.placement).into(),
             revision: spec.revision,
             service_hash: spec.hash().to_string(),
+        }
+    }
+}
+
+impl From<Placement> for proto::Placement {
+    fn from(placement: Placement) -> Self {
+        match placement {
+            Placement::Nearest => Self::Nearest,
+            Placement::Spread => Self::Spread,
+            Placement::Pack => Self::Pack,
+        }
+    }
+}
+
+/// How many instances there are to be, and where.
+struct Scale {
+    min: u32,
+    max: Option<NonZeroU32>,
+    target: Option<NonZeroU32>,
+    placement: Placement,
+}
+
+impl Scale {
+    fn of(spec: &proto::ServiceSpec, external: bool, concurrency_limit: u32) -> Result<Self> {
+        let placement = match proto::Placement::try_from(spec.placement) {
+            Ok(proto::Placement::Unspecified | proto::Placement::Nearest) => Placement::Nearest,
+            Ok(proto::Placement::Spread) => Placement::Spread,
+            Ok(proto::Placement::Pack) => Placement::Pack,
+            Err(_) => {
+                return Err(invalid(
+                    "placement is not known here: is this node older than the client?",
+                ));
+            }
+        };
+        let scale = Self {
+            min: spec.min_instances,
+            max: NonZeroU32::new(spec.max_instances),
+            target: NonZeroU32::new(spec.target_concurrency),
+            placement,
+        };
+        for (field, value) in
+            [("min_instances", spec.min_instances), ("max_instances", spec.max_instances)]
+        {
+            if value > Spec::MAX_INSTANCES {
+                return Err(invalid(format!("{field} is more than {}", Spec::MAX_INSTANCES)));
+            }
+        }
+        if scale.max.is_some_and(|max| max.get() < scale.min) {
+            return Err(invalid("min_instances is above max_instances"));
+        }
+        if scale.target.is_some_and(|target| target.get() > concurrency_limit) {
+            return Err(invalid("target_concurrency is above concurrency_limit"));
+        }
+        let set = [
+            ("min_instances", scale.min != 0),
+            ("max_instances", scale.max.is_some()),
+            ("target_concurrency", scale.target.is_some()),
+            ("placement", placement != Placement::Nearest),
+        ];
+        match set.into_iter().find(|(_, set)| external && *set) {
+            Some((field, _)) => {
+                Err(invalid(format!("{field}: an external service is never allocated")))
+            }
+            None => Ok(scale),
         }
     }
 }
@@ -222,5 +296,50 @@ mod tests {
         );
         let soft_above_hard = proto::Requirements { soft_rtt_ms: 10, hard_rtt_ms: 5 };
         assert!(refused(|s| s.requirements = Some(soft_above_hard)).contains("above"));
+        assert!(refused(|s| s.min_instances = 1001).contains("min_instances is more than 1000"));
+        assert!(refused(|s| s.max_instances = 1001).contains("max_instances is more than 1000"));
+        let min_above_max = refused(|s| (s.min_instances, s.max_instances) = (3, 2));
+        assert!(min_above_max.contains("min_instances is above max_instances"));
+        assert!(refused(|s| s.target_concurrency = 1025).contains("above concurrency_limit"));
+        assert!(refused(|s| s.placement = 99).contains("placement"));
+    }
+
+    #[test]
+    fn how_many_and_where_survives_the_wire() {
+        let sent = proto::ServiceSpec {
+            min_instances: 2,
+            max_instances: 2,
+            target_concurrency: 7,
+            concurrency_limit: 7,
+            placement: proto::Placement::Spread.into(),
+            ..least()
+        };
+        let spec = Spec::try_from(sent).unwrap();
+        assert_eq!((spec.min_instances, spec.placement), (2, Placement::Spread));
+        assert_eq!(spec.max_instances, NonZeroU32::new(2));
+        assert_eq!(spec.target_concurrency, NonZeroU32::new(7));
+        assert_eq!(Spec::try_from(proto::ServiceSpec::from(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn of_an_external_service_nothing_is_allocated_so_nothing_is_limited() {
+        type Change = fn(&mut proto::ServiceSpec);
+        let changes: [(&str, Change); 4] = [
+            ("min_instances", |s| s.min_instances = 1),
+            ("max_instances", |s| s.max_instances = 1),
+            ("target_concurrency", |s| s.target_concurrency = 1),
+            ("placement", |s| s.placement = proto::Placement::Pack.into()),
+        ];
+        for (field, change) in changes {
+            let said = refused(|s| {
+                s.artifact.clear();
+                change(s);
+            });
+            assert!(said.contains(field) && said.contains("external"), "{said}");
+        }
+        // What is written for a spec that says nothing is no such thing.
+        let external = proto::ServiceSpec { artifact: String::new(), ..least() };
+        let spec = Spec::try_from(external).unwrap();
+        assert_eq!(Spec::try_from(proto::ServiceSpec::from(&spec)).unwrap(), spec);
     }
 }

@@ -142,5 +142,22 @@ fn fields(spec: &ServiceSpec) -> Table {
     field("memory", setting_size(spec.resources.memory_bytes));
     field("idle timeout", setting_millis(spec.idle_timeout_ms));
     field("concurrency limit", spec.concurrency_limit.to_string());
+    field("min instances", setting(spec.min_instances));
+    field("max instances", setting(spec.max_instances));
+    field("target concurrency", setting(spec.target_concurrency));
+    field("placement", placement(spec));
     table
+}
+
+/// A number of which 0 means that there is none.
+fn setting(number: u32) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
+}
+
+/// The placement as it is typed.
+fn placement(spec: &ServiceSpec) -> String {
+    match spec.placement.strip_prefix("PLACEMENT_") {
+        None | Some("UNSPECIFIED") => "nearest".into(),
+        Some(name) => name.to_lowercase(),
+    }
 }

@@ -50,22 +50,26 @@ async fn a_service_is_uploaded_in_chunks_listed_shown_and_removed() {
     ");
     let got = daemon.run("service get hello").await;
     assert_snapshot!(got.out, @r"
-    FIELD              VALUE
-    name               hello
-    revision           1
-    service hash       02d47b5cfd0a0e97cbb1158b5629d536b174f19d4057ce3282b9bea45246e52a
-    artifact           sha256:67870dfc9c64e7aa270a3f7e8051ae65d207f93fc3df04d7572e6365af69cd0d
-    argument           --port
-    argument           ${SERVICE_PORT}
-    environment        A=B
-    ready path         -
-    start timeout      10s
-    soft rtt           100ms
-    hard rtt           1s
-    cpu                500m
-    memory             64MiB
-    idle timeout       60s
-    concurrency limit  1024
+    FIELD               VALUE
+    name                hello
+    revision            1
+    service hash        02d47b5cfd0a0e97cbb1158b5629d536b174f19d4057ce3282b9bea45246e52a
+    artifact            sha256:67870dfc9c64e7aa270a3f7e8051ae65d207f93fc3df04d7572e6365af69cd0d
+    argument            --port
+    argument            ${SERVICE_PORT}
+    environment         A=B
+    ready path          -
+    start timeout       10s
+    soft rtt            100ms
+    hard rtt            1s
+    cpu                 500m
+    memory              64MiB
+    idle timeout        60s
+    concurrency limit   1024
+    min instances       -
+    max instances       -
+    target concurrency  -
+    placement           nearest
     ");
     let json = daemon.run("service get hello -o json").await.json();
     assert_eq!(json["spec"]["requirements"]["soft_rtt_ms"], 100);
@@ -119,6 +123,37 @@ async fn a_different_service_of_that_name_is_replaced_only_when_told() {
       memory: 64MiB -> 65MiB
       environment: SECRET
     ");
+}
+
+#[tokio::test]
+async fn how_many_and_where_is_set_shown_and_changed_under_what_runs() {
+    let daemon = Daemon::start().await;
+    let program = Program::new(b"x");
+    let first = " --min-instances 1 --max-instances 3 --target-concurrency 8 --placement spread";
+    let added = daemon.run(&program.add(first)).await;
+    assert_eq!(added.exit, Exit::Success, "{}", added.err);
+    let before = daemon.run("service get hello -o json").await.json();
+    assert_eq!(before["spec"]["max_instances"], 3);
+    assert_eq!(before["spec"]["placement"], "PLACEMENT_SPREAD");
+    let changed = daemon.run(&program.add(" --replace --max-instances 2 --placement pack")).await;
+    assert_eq!((changed.exit, changed.out.as_str()), (Exit::Success, "hello revision 2\n"));
+    assert_snapshot!(changed.err, @r"
+    hello revision 1 is replaced:
+      min instances: 1 -> none
+      max instances: 3 -> 2
+      target concurrency: 8 -> none
+      placement: spread -> pack
+    ");
+    // No new generation of instances.
+    let after = daemon.run("service get hello -o json").await.json();
+    assert_eq!(after["spec"]["service_hash"], before["spec"]["service_hash"]);
+    let table = daemon.run("service get hello").await.out;
+    assert!(table.contains("max instances       2\n"), "{table}");
+    assert!(table.contains("placement           pack\n"), "{table}");
+
+    let none = daemon.run(&program.add(" --replace --min-instances 3 --max-instances 2")).await;
+    assert_eq!(none.exit, Exit::Usage);
+    assert_eq!(none.err, "error: min_instances is above max_instances\n");
 }
 
 #[tokio::test]

@@ -217,6 +217,12 @@ fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> 
         readiness.http_path = path;
     }
     spec.idle_timeout_ms = args.idle_timeout.map_or(spec.idle_timeout_ms, millis);
+    spec.min_instances = args.min_instances.unwrap_or(spec.min_instances);
+    spec.max_instances = args.max_instances.unwrap_or(spec.max_instances);
+    spec.target_concurrency = args.target_concurrency.unwrap_or(spec.target_concurrency);
+    if let Some(placement) = args.placement {
+        spec.set_placement(lca::Placement::from(placement).into());
+    }
     Ok(Spec::try_from(spec)?)
 }
 
@@ -237,6 +243,7 @@ fn name(given: Option<ServiceName>, of_the_file: &str) -> Result<String> {
 /// shown: it may be a secret.
 fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
     let (present, wanted) = (view(present), view(wanted));
+    let (placed, place) = (super::placement(&present), super::placement(&wanted));
     let mut lines = Vec::new();
     let mut field = |name: &str, was: String, is: String| {
         if was != is {
@@ -265,6 +272,15 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
         present.concurrency_limit.to_string(),
         wanted.concurrency_limit.to_string(),
     );
+    let setting = super::setting;
+    field("min instances", setting(present.min_instances), setting(wanted.min_instances));
+    field("max instances", setting(present.max_instances), setting(wanted.max_instances));
+    field(
+        "target concurrency",
+        setting(present.target_concurrency),
+        setting(wanted.target_concurrency),
+    );
+    field("placement", placed, place);
     let names: BTreeSet<_> = present.environment.keys().chain(wanted.environment.keys()).collect();
     for name in names {
         if present.environment.get(name) != wanted.environment.get(name) {
