@@ -51,6 +51,8 @@ pub(crate) enum How {
     Find,
     /// Look, and allocate if there is none.
     Ensure,
+    /// The same behind the requests, to move there: it is no cold start.
+    Nearer,
     /// Start another in any case; the id makes it the same call again.
     New(RequestId),
 }
@@ -146,7 +148,7 @@ impl Flights {
         let (sender, progress) = watch::channel(Progress::default());
         let id = match &question.how {
             How::New(id) => id.clone(),
-            How::Find | How::Ensure => RequestId::random(),
+            How::Find | How::Ensure | How::Nearer => RequestId::random(),
         };
         let boarded = Boarded { id: id.clone(), progress };
         open.insert(question.clone(), boarded.clone());
@@ -202,10 +204,17 @@ impl Flight {
         &self.question
     }
 
+    /// Whether requests wait for it, so that it counts as a cold start.
+    fn is_waited_for(&self) -> bool {
+        self.question.how != How::Nearer
+    }
+
     /// Notes that a step which began at `since` is over. `name` is also a label.
     pub(crate) fn step(&self, name: &'static str, since: Instant, detail: impl Into<String>) {
-        let steps = self.metrics.manager.steps.with_label_values(&[name]);
-        steps.observe(since.elapsed().as_secs_f64());
+        if self.is_waited_for() {
+            let steps = self.metrics.manager.steps.with_label_values(&[name]);
+            steps.observe(since.elapsed().as_secs_f64());
+        }
         let step = api::step(name, since, detail);
         self.progress.send_if_modified(|progress| {
             let flying = progress.end.is_none();
@@ -227,7 +236,9 @@ impl Flight {
             Ok(_) => "found",
             Err(_) => "failed",
         };
-        self.metrics.manager.flights.with_label_values(&[outcome]).inc();
+        if self.is_waited_for() {
+            self.metrics.manager.flights.with_label_values(&[outcome]).inc();
+        }
         lock(&self.open).remove(&self.question);
         self.progress.send_modify(|progress| {
             if let Ok(Landed { allocated: Some(answer), .. }) = &end {

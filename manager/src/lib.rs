@@ -9,7 +9,7 @@
 //! Invariant: a request is never sent beyond its hard limit, and a client that goes
 //! away never takes the work of others along.
 //!
-//! Not here yet: moving to nearer instances, two choices by load, claims, scale-out.
+//! Not here yet: claims, scale-out.
 //! They change the policy and what a flight may do, not who calls whom.
 //!
 //! [`Discovery`]: lca::discovery::Discovery
@@ -23,6 +23,7 @@ mod explain;
 mod find;
 mod flight;
 mod manager;
+pub mod moving;
 mod pilot;
 mod policy;
 mod reach;
@@ -120,6 +121,8 @@ pub struct Target {
     pub steps: Vec<Step>,
     /// What it is counted under.
     pub counted: Arc<metrics::Service>,
+    /// It is under way until it is reported, or the last clone of this is dropped.
+    pub(crate) ticket: Arc<moving::loads::Ticket>,
 }
 
 /// What became of a request that was sent to a [`Target`].

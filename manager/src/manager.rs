@@ -10,7 +10,7 @@ use std::{
 };
 
 use lca::{
-    Error, Kind, PeerId, RequestId, Requirements, Result, ServiceHash,
+    Error, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
     api::{self, proto::Step},
     discovery::Discovery,
     mesh::Mesh,
@@ -30,6 +30,7 @@ use crate::{
     cache::{Cache, Known},
     find::Seen,
     flight::{self, Boarded, Flights, How, Landed, Progress, Question},
+    moving::{self, Move, Moving, loads::Ticket},
     pilot,
     policy::{self, Candidate},
     reach::Reach,
@@ -57,6 +58,7 @@ pub(crate) struct Inner {
     pub(crate) reach: Reach,
     pub(crate) allocators: Allocators,
     pub(crate) flights: Flights,
+    pub(crate) moving: Moving,
     pub(crate) spawner: Spawner,
     metrics: Metrics,
     /// Places for programs that watch instances.
@@ -104,6 +106,7 @@ impl Manager {
             cache: Mutex::new(Cache::new(config.hints_fresh)),
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             flights: Flights::new(config.metrics.clone()),
+            moving: Moving::new(config.metrics.clone()),
             metrics: config.metrics,
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             spawner: spawner.clone(),
@@ -111,7 +114,9 @@ impl Manager {
             reach,
             allocators,
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        spawner.spawn("moving", moving::keep(inner.clone(), spawner.stopping()));
+        Self { inner }
     }
 
     /// What this machine's clients ask for, on top of each service's own.
@@ -145,8 +150,17 @@ impl Manager {
             match wait.end(&wish).await {
                 Ok(Landed { instance, endpoint, .. }) => {
                     let (service, hash, steps) = (wish.service, wait.hash, wait.steps());
+                    let ticket = self.inner.moving.begin(instance).into();
                     let counted = wait.counted;
-                    return Ok(Target { service, hash, instance, endpoint, steps, counted });
+                    return Ok(Target {
+                        service,
+                        hash,
+                        instance,
+                        endpoint,
+                        steps,
+                        counted,
+                        ticket,
+                    });
                 }
                 Err(error) if !again && self.is_outdated(&wish, wait.hash, &error).await => {
                     again = true;
@@ -175,10 +189,17 @@ impl Manager {
         spec.counted.get(self.metrics(), &spec.spec.name).clone()
     }
 
+    /// The last times that requests for `service` went to another instance, at most 16,
+    /// the latest last.
+    pub fn moves(&self, service: &ServiceName) -> Vec<Move> {
+        self.inner.moving.moves(service)
+    }
+
     /// Says what became of a request sent to `target`. Never blocks.
     pub fn report(&self, target: &Target, outcome: Outcome) {
         let peer = target.endpoint.peer;
         let now = Instant::now();
+        self.inner.moving.report(target, outcome, now);
         self.inner.cache().report(target.hash, target.instance, peer, outcome, now);
         if let Outcome::Answered { way: Some(took), .. } = outcome {
             self.inner.reach.mesh.observed(peer, took);
@@ -194,7 +215,7 @@ impl Manager {
         let since = Instant::now();
         let spec = self.spec(wish).await?;
         let limits = self.inner.limits(&spec, wish.tighten);
-        if let Some(known) = self.known(&spec, &limits, wish) {
+        if let Some((known, ticket)) = self.known(&spec, &limits, wish) {
             return Ok(Way::Known(Target {
                 service: wish.service.clone(),
                 hash: spec.hash,
@@ -202,6 +223,7 @@ impl Manager {
                 endpoint: known.endpoint,
                 steps: Vec::new(),
                 counted: self.counted(&spec),
+                ticket: ticket.into(),
             }));
         }
         let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
@@ -240,8 +262,15 @@ impl Manager {
         }
     }
 
-    fn known(&self, spec: &Arc<Cached>, limits: &Requirements, wish: &Wish) -> Option<Known> {
-        let mut hints = self.inner.cache().look_up(spec.hash, Instant::now());
+    /// Where the request goes of what is known, which counts from now on as busy with it.
+    fn known(
+        &self,
+        spec: &Arc<Cached>,
+        limits: &Requirements,
+        wish: &Wish,
+    ) -> Option<(Known, Ticket)> {
+        let now = Instant::now();
+        let mut hints = self.inner.cache().look_up(spec.hash, now);
         let mesh = &self.inner.reach.mesh;
         if hints.watch {
             hints.instances.iter().for_each(|known| mesh.watch(&known.endpoint));
@@ -258,8 +287,9 @@ impl Manager {
         }
         let candidates = hints.instances.iter().map(|known| self.inner.candidate(known));
         let candidates: Vec<_> = candidates.collect();
-        let index = policy::choose(&candidates, limits, &wish.tried)?;
-        Some(hints.instances.swap_remove(index))
+        let moving = &self.inner.moving;
+        let (index, ticket) = moving.pick(spec, limits, &candidates, &wish.tried, now)?;
+        Some((hints.instances.swap_remove(index), ticket))
     }
 
     fn board(
@@ -340,7 +370,9 @@ impl Inner {
 
     /// Notes what a peer said of its instances.
     pub(crate) fn learn(&self, service: ServiceHash, seen: &Seen) {
-        self.cache().learn(service, &seen.endpoint, &seen.ready, Instant::now());
+        let now = Instant::now();
+        self.moving.said(&seen.ready, now);
+        self.cache().learn(service, &seen.endpoint, &seen.ready, now);
     }
 
     /// Who was asked for another instance with this id.

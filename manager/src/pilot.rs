@@ -57,7 +57,8 @@ pub(crate) async fn fly(inner: Arc<Inner>, spec: Arc<Cached>, flight: Flight) {
                 }
                 event @ (Event::Dry | Event::Over) => {
                     luck.over = matches!(event, Event::Over);
-                    let may = flight.question().how == How::Ensure && !spec.spec.is_external();
+                    let may = matches!(flight.question().how, How::Ensure | How::Nearer)
+                        && !spec.spec.is_external();
                     if may && !allocating {
                         flight.step("find", since, luck.tell());
                         allocation = Some(Box::pin(ensure(&inner, &spec, &flight)));

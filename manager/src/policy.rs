@@ -10,6 +10,8 @@ use std::{cmp::Reverse, time::Duration};
 use lca::{InstanceId, PeerId, Requirements, ServiceHash};
 use sha2::{Digest as _, Sha256};
 
+pub(crate) mod two;
+
 /// Failures in a row after which an instance is used only if there is no other: one
 /// is bad luck, three are a habit.
 const SUSPECT_AFTER: u32 = 3;

@@ -147,7 +147,9 @@ impl ForLocal {
                     let Landed { instance, endpoint, .. } = landed;
                     let (service, hash) = (wish.service.clone(), wait.hash);
                     let (steps, counted) = (Vec::new(), wait.counted.clone());
-                    let target = Target { service, hash, instance, endpoint, steps, counted };
+                    let ticket = self.0.inner.moving.begin(instance).into();
+                    let target =
+                        Target { service, hash, instance, endpoint, steps, counted, ticket };
                     (target, wait.steps())
                 }
             };

@@ -73,6 +73,10 @@ pub struct Manager {
     pub steps: Histograms,
     /// By outcome.
     pub flights: Counters,
+    /// Of services to other instances, by reason.
+    pub moves: Counters,
+    /// Searches for something nearer, by outcome.
+    pub looks: Counters,
 }
 
 /// What an allocator counts.
@@ -242,6 +246,18 @@ impl Manager {
                 &["outcome"],
                 &["found", "allocated", "failed"],
                 "Searches for an instance, with what they ended in.",
+            ),
+            moves: families.counters(
+                "lca_moves_total",
+                &["reason"],
+                &["soft", "hard", "gone", "silent", "failing", "better"],
+                "Times that requests for a service went to another instance, by why.",
+            ),
+            looks: families.counters(
+                "lca_nearer_searches_total",
+                &["outcome"],
+                &["found", "allocated", "failed"],
+                "Searches behind the requests for an instance within the soft limit.",
             ),
         }
     }
