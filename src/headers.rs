@@ -92,11 +92,11 @@ impl Failure {
 /// `in-flight=3, limit=100, queue-us=0, app-us=1200`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Requests it is working on, this one included.
+    /// Requests it has, this one and those that wait for a place included.
     pub in_flight: u32,
-    /// Requests it is given at most.
+    /// Requests it works on at most; more wait, and then are refused.
     pub limit: u32,
-    /// How long this request waited at ingress.
+    /// How long this request waited at ingress for a place.
     pub queue: Duration,
     /// How long the application took for the head of this answer.
     pub app: Duration,

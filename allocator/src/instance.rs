@@ -83,6 +83,8 @@ struct Owner {
     ready: Option<Instant>,
     /// It runs on, for the next run of this allocator to take over.
     left: bool,
+    /// Not announced any more.
+    withdrawn: bool,
 }
 
 impl Owner {
@@ -105,6 +107,7 @@ impl Owner {
             unwritten: Vec::new(),
             ready: None,
             left: false,
+            withdrawn: false,
         }
     }
 
@@ -278,6 +281,7 @@ impl Owner {
             view.reason.clone_from(&self.reason);
             view.error.clone_from(&self.error);
             view.steps.clone_from(&self.steps);
+            view.withdrawn = self.withdrawn;
         });
         self.supervisor.changed.notify_one();
         self.supervisor.feed.poke();

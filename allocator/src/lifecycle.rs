@@ -90,7 +90,7 @@ pub(crate) enum Event {
     Failed,
     /// The program ended by itself.
     Exited,
-    /// No request was open for the idle time-out.
+    /// No request was open for the idle time-out, and none is let in any more.
     Idle,
     /// Somebody wants it to end.
     Asked,

@@ -42,10 +42,16 @@ pub(crate) trait Gate: fmt::Debug + Send + Sync {
 pub(crate) trait Door: fmt::Debug + Send + Sync {
     /// Refuses new requests.
     fn drain(&self);
+    /// As `drain`, if it has been idle for `time`, which it says.
+    fn drain_if_idle(&self, time: Duration) -> bool;
+    /// Somebody is sent there: it is not idle.
+    fn touch(&self);
     /// How busy it is.
     fn load(&self) -> Load;
-    /// Resolves after `time` without an open request, without a break.
+    /// Resolves once it has been idle for `time` without a break.
     async fn idle_for(&self, time: Duration);
+    /// Resolves once it has not.
+    async fn used_within(&self, time: Duration);
     /// Resolves when no request is open.
     async fn drained(&self);
 }

@@ -236,7 +236,11 @@ impl Books {
             Mode::New => None,
         };
         let decided = match joinable {
-            Some(entry) => Decided::Join(entry),
+            Some(entry) => {
+                // Under the lock under which it would be closed for idleness.
+                entry.touch();
+                Decided::Join(entry)
+            }
             None => Decided::Start(self.admit(config, wanted, spec, now)?),
         };
         let (Decided::Join(entry) | Decided::Start(entry) | Decided::Known(entry)) = &decided;

@@ -43,6 +43,8 @@ pub(crate) struct View {
     pub(crate) output: Vec<String>,
     pub(crate) steps: Vec<proto::Step>,
     pub(crate) pid: u32,
+    /// It is not announced any more, being about to idle out, but takes whoever comes.
+    pub(crate) withdrawn: bool,
 }
 
 /// One instance.
@@ -77,6 +79,7 @@ impl Entry {
             output: Vec::new(),
             steps: Vec::new(),
             pid: 0,
+            withdrawn: false,
         };
         Self {
             id,
@@ -107,7 +110,7 @@ impl Entry {
 
     fn is_serving(&self) -> bool {
         let view = self.view.borrow();
-        view.state == State::Ready && view.reason.is_empty()
+        view.state == State::Ready && view.reason.is_empty() && !view.withdrawn
     }
 
     /// Wants it to end. What was asked more urgently before stays.
@@ -152,8 +155,18 @@ impl Entry {
     }
 
     pub(crate) fn load(&self) -> Option<Load> {
-        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Some(door?.upgrade()?.load())
+        Some(self.door()?.load())
+    }
+
+    /// Somebody is sent there: if it takes requests, it is not idle.
+    pub(crate) fn touch(&self) {
+        if let Some(door) = self.door() {
+            door.touch();
+        }
+    }
+
+    fn door(&self) -> Option<Arc<dyn Door>> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
     }
 }
 
@@ -230,7 +243,7 @@ impl Table {
         })
     }
 
-    /// The services of which there is an instance that takes requests.
+    /// The services of which there is an instance to be found.
     pub(crate) fn serving(&self) -> HashSet<ServiceHash> {
         let serving = self.live.values().filter(|entry| entry.is_serving());
         serving.map(|entry| entry.hash).collect()

@@ -79,7 +79,7 @@ async fn answer(
         tracing::debug!(request = id, peer = %from.short(), "unknown instance");
         return Ok(refused(&ingress, Refusal::Unknown, Load::default()));
     };
-    let open = match instance.admit(hash, &end) {
+    let open = match instance.admit(hash, &end).await {
         Ok(open) => open,
         Err(refusal) => {
             tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
@@ -100,7 +100,7 @@ async fn answer(
         Ok(answer) => {
             instance.answered(started.elapsed());
             exchange.ended(Ended::Answered(answer.status()));
-            Ok(from_application(answer, instance.load(), open))
+            Ok(from_application(answer, open))
         }
         // The application saw nothing of it, so it may go anywhere else.
         Err(Failed::NotSent(_, error)) => {
@@ -156,18 +156,18 @@ fn for_application(
     parts.extensions.clear();
     hygiene::strip_hop_by_hop(&mut parts.headers);
     hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
-    let body = Patient::new(body, ingress.config.instances.stall);
+    let body = Patient::new(body, ingress.config.instances.quiet);
     let upload = instance.counted.at_ingress().upload.clone();
     Ok(Request::from_parts(parts, Metered::new(body, upload).boxed_unsync()))
 }
 
 /// The answer without what the application must not say, and with our word on load.
-fn from_application(answer: Response<Body>, load: Load, open: Open) -> Response<Body> {
+fn from_application(answer: Response<Body>, open: Open) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     hygiene::strip_hop_by_hop(&mut parts.headers);
     hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
-    parts.headers.insert(headers::LOAD, load.to_header());
+    parts.headers.insert(headers::LOAD, open.load().to_header());
     let body = Metered::new(body, open.counted().at_ingress().download.clone());
     Response::from_parts(parts, Counted { body, _open: open }.boxed_unsync())
 }

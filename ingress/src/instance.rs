@@ -1,8 +1,12 @@
-//! What ingress knows of an instance: where it listens, what it is working on, and
-//! whether it takes more.
+//! What ingress knows of an instance: where it listens, what it is working on, what waits
+//! for a place, and whether it takes more.
+//!
+//! Requests beyond the limit wait in the order they came, so many and so long at most; then
+//! they are refused, and the front may go elsewhere. Invariant: an instance is idle only
+//! while nothing is open, and nothing waits that could be open.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     net::SocketAddr,
     sync::{
@@ -17,9 +21,20 @@ use lca::{
     headers::{Load, Refusal},
     metrics,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
 
 use crate::Shared;
+
+/// Longest a request waits for a place: what people forgive, and what a burst needs that
+/// is ten times too big for an instance that answers in 100 ms. After it another instance
+/// is the better bet.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// Requests that may wait at one instance, whatever its limit; with a lower limit, so many
+/// as it is given at once. Each holds a connection and what its peer has sent of it.
+const MAX_WAITING: usize = 256;
 
 /// An instance on this machine, or an external service that this node represents.
 #[derive(Clone, Debug)]
@@ -32,7 +47,7 @@ pub struct Local {
     pub service: ServiceName,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Requests it is given at once; one more is refused.
+    /// Requests it is given at once; more wait for a place, for a while.
     pub limit: u32,
 }
 
@@ -42,53 +57,161 @@ pub(crate) struct Instance {
     pub(crate) counted: Arc<metrics::Service>,
     state: watch::Sender<State>,
     app_us: AtomicU64,
+    queue_us: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
     // Each with what ends the connection it came on.
     open: HashMap<u64, Arc<Notify>>,
+    // In the order they came.
+    waiting: VecDeque<Waiting>,
     next: u64,
+    /// When it was last used, while nothing is open.
+    idle_since: Instant,
     draining: bool,
     gone: bool,
 }
 
-impl Instance {
-    pub(crate) fn new(local: Local, counted: Arc<metrics::Service>) -> Self {
-        Self { local, counted, state: watch::Sender::default(), app_us: AtomicU64::new(0) }
+/// A request that waits for a place.
+struct Waiting {
+    id: u64,
+    end: Arc<Notify>,
+    place: oneshot::Sender<Result<Open, Refusal>>,
+}
+
+impl State {
+    fn refuses(&self) -> Option<Refusal> {
+        match (self.gone, self.draining) {
+            (true, _) => Some(Refusal::Unknown),
+            (_, true) => Some(Refusal::Draining),
+            _ => None,
+        }
     }
 
-    /// Counts one more request in, or says why not. `end` is what has to be notified
-    /// to cut it off.
-    pub(crate) fn admit(
+    fn is_idle(&self, time: Duration) -> bool {
+        self.open.is_empty() && self.idle_since.elapsed() >= time
+    }
+}
+
+impl Instance {
+    pub(crate) fn new(local: Local, counted: Arc<metrics::Service>) -> Self {
+        let state = watch::Sender::new(State {
+            open: HashMap::new(),
+            waiting: VecDeque::new(),
+            next: 0,
+            idle_since: Instant::now(),
+            draining: false,
+            gone: false,
+        });
+        Self { local, counted, state, app_us: AtomicU64::new(0), queue_us: AtomicU64::new(0) }
+    }
+
+    /// Counts one more request in, as soon as there is a place for it, or says why not.
+    /// `end` is what has to be notified to cut it off. Cancel safe: one that is dropped
+    /// leaves its place to the next.
+    pub(crate) async fn admit(
         self: &Arc<Self>,
         hash: ServiceHash,
         end: &Arc<Notify>,
     ) -> Result<Open, Refusal> {
-        let mut admitted = Err(Refusal::Unknown);
+        if hash != self.local.hash {
+            return Err(Refusal::Unknown);
+        }
+        let (place, answer) = oneshot::channel();
+        let open = match self.line_up(end, place)? {
+            Line::In(id) => Open { instance: self.clone(), id, waited: Duration::ZERO },
+            Line::Waits(id) => {
+                let since = Instant::now();
+                let _seat = Seat { instance: self, id };
+                let open = match timeout(MAX_WAIT, answer).await {
+                    Ok(Ok(answer)) => answer?,
+                    Ok(Err(_)) => return Err(Refusal::Unknown),
+                    Err(_) => return Err(Refusal::Overloaded),
+                };
+                open.after(since.elapsed())
+            }
+        };
+        self.queue_us.store(open.waited.as_micros() as u64, Ordering::Relaxed);
+        Ok(open)
+    }
+
+    fn line_up(
+        &self,
+        end: &Arc<Notify>,
+        place: oneshot::Sender<Result<Open, Refusal>>,
+    ) -> Result<Line, Refusal> {
+        let limit = self.local.limit as usize;
+        let mut line = Err(Refusal::Overloaded);
         self.state.send_if_modified(|state| {
-            admitted = if state.gone || hash != self.local.hash {
-                Err(Refusal::Unknown)
-            } else if state.draining {
-                Err(Refusal::Draining)
-            } else if state.open.len() >= self.local.limit as usize {
-                Err(Refusal::Overloaded)
+            if let Some(refusal) = state.refuses() {
+                line = Err(refusal);
+                return false;
+            }
+            let id = state.next;
+            if state.open.len() < limit {
+                state.open.insert(id, end.clone());
+                line = Ok(Line::In(id));
+            } else if state.waiting.len() < limit.min(MAX_WAITING) {
+                state.waiting.push_back(Waiting { id, end: end.clone(), place });
+                line = Ok(Line::Waits(id));
             } else {
-                state.next += 1;
-                state.open.insert(state.next, end.clone());
-                Ok(state.next)
-            };
-            admitted.is_ok()
+                return false;
+            }
+            state.next += 1;
+            matches!(line, Ok(Line::In(_)))
         });
-        Ok(Open { instance: self.clone(), id: admitted? })
+        line
+    }
+
+    /// Ends one request and lets in the one that has waited longest.
+    fn finish(self: &Arc<Self>, id: u64) {
+        let mut next = None;
+        self.state.send_modify(|state| {
+            if state.open.remove(&id).is_none() {
+                return;
+            }
+            if state.refuses().is_none()
+                && let Some(waiting) = state.waiting.pop_front()
+            {
+                state.open.insert(waiting.id, waiting.end.clone());
+                next = Some(waiting);
+            }
+            if state.open.is_empty() {
+                state.idle_since = Instant::now();
+            }
+        });
+        if let Some(Waiting { id, place, .. }) = next {
+            let open = Open { instance: self.clone(), id, waited: Duration::ZERO };
+            // One that does not wait any more hands it on as it is dropped.
+            drop(place.send(Ok(open)));
+        }
+    }
+
+    /// Tells those who wait that it is in vain.
+    fn turn_away(&self, refusal: Refusal) {
+        let mut turned = VecDeque::new();
+        self.state.send_if_modified(|state| {
+            turned = std::mem::take(&mut state.waiting);
+            false
+        });
+        for Waiting { place, .. } in turned {
+            drop(place.send(Err(refusal)));
+        }
     }
 
     /// How busy it is now.
     pub(crate) fn load(&self) -> Load {
+        let waited = Duration::from_micros(self.queue_us.load(Ordering::Relaxed));
+        self.load_after(waited)
+    }
+
+    /// How busy it is now, to somebody who has waited so long for a place.
+    pub(crate) fn load_after(&self, waited: Duration) -> Load {
+        let state = self.state.borrow();
         Load {
-            in_flight: self.state.borrow().open.len() as u32,
+            in_flight: (state.open.len() + state.waiting.len()) as u32,
             limit: self.local.limit,
-            queue: Duration::ZERO,
+            queue: waited,
             app: Duration::from_micros(self.app_us.load(Ordering::Relaxed)),
         }
     }
@@ -99,24 +222,54 @@ impl Instance {
     }
 }
 
+/// Where a request is that was not refused at once.
+enum Line {
+    In(u64),
+    Waits(u64),
+}
+
+/// A place in the line, given up when this is dropped.
+struct Seat<'a> {
+    instance: &'a Instance,
+    id: u64,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.instance.state.send_if_modified(|state| {
+            state.waiting.retain(|waiting| waiting.id != self.id);
+            false
+        });
+    }
+}
+
 /// A request that counts as open until this is dropped.
 pub(crate) struct Open {
     instance: Arc<Instance>,
     id: u64,
+    waited: Duration,
 }
 
 impl Open {
+    fn after(mut self, waited: Duration) -> Self {
+        self.waited = waited;
+        self
+    }
+
     /// What its service is counted under.
     pub(crate) fn counted(&self) -> &metrics::Service {
         &self.instance.counted
+    }
+
+    /// How busy its instance is now, and how long this request has waited.
+    pub(crate) fn load(&self) -> Load {
+        self.instance.load_after(self.waited)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.instance.state.send_modify(|state| {
-            state.open.remove(&self.id);
-        });
+        self.instance.finish(self.id);
     }
 }
 
@@ -132,13 +285,31 @@ impl Registration {
         Self { ingress, instance }
     }
 
-    /// Refuses new requests from now on; open ones go on.
+    /// Refuses new requests from now on, and those that wait; open ones go on.
     pub fn drain(&self) {
         // Nobody waits for this: an idle instance stays idle.
         self.instance.state.send_if_modified(|state| {
             state.draining = true;
             false
         });
+        self.instance.turn_away(Refusal::Draining);
+    }
+
+    /// Refuses new requests from now on if it has been idle for `time`, and says whether
+    /// it has: no request can come in between.
+    pub fn drain_if_idle(&self, time: Duration) -> bool {
+        let mut idle = false;
+        self.instance.state.send_if_modified(|state| {
+            idle = state.is_idle(time);
+            state.draining |= idle;
+            false
+        });
+        idle
+    }
+
+    /// Counts as a use: somebody was just sent here.
+    pub fn touch(&self) {
+        self.instance.state.send_modify(|state| state.idle_since = Instant::now());
     }
 
     /// Takes requests again after a [`drain`](Self::drain): what could not be reached
@@ -155,19 +326,36 @@ impl Registration {
         self.instance.load()
     }
 
-    /// Resolves once no request was open for `time` without a break. Cancel safe; a
-    /// new call counts from its start.
+    /// Resolves once it is idle for `time`: no request was open, and nobody was sent here
+    /// by a [`touch`](Self::touch), for so long without a break. Cancel safe; time that
+    /// has passed before the call counts.
     pub async fn idle_for(&self, time: Duration) {
         let mut state = self.instance.state.subscribe();
-        // The sender lives in `self`: waiting cannot fail.
-        while state.wait_for(|state| state.open.is_empty()).await.is_ok() {
+        loop {
+            let until = {
+                let state = state.borrow_and_update();
+                state.open.is_empty().then(|| state.idle_since + time)
+            };
+            let idle = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 // First: a request that came and went within one turn is a break too.
                 biased;
                 _ = state.changed() => {}
-                () = tokio::time::sleep(time) => return,
+                () = idle => return,
             }
         }
+    }
+
+    /// Resolves once it is not idle for `time` (any more). Cancel safe.
+    pub async fn used_within(&self, time: Duration) {
+        let mut state = self.instance.state.subscribe();
+        // The sender lives in `self`: waiting cannot fail.
+        let _sender_is_held = state.wait_for(|state| !state.is_idle(time)).await;
     }
 
     /// Resolves once no request is open. Cancel safe.
@@ -186,6 +374,7 @@ impl Drop for Registration {
                 end.notify_one();
             }
         });
+        self.instance.turn_away(Refusal::Unknown);
     }
 }
 
@@ -196,95 +385,4 @@ impl fmt::Debug for Registration {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use lca::metrics::Metrics;
-
-    use super::*;
-    use crate::{Config, Ingress};
-
-    fn local(limit: u32) -> Local {
-        Local {
-            instance: InstanceId::random(),
-            hash: ServiceHash::from_sha256([7; 32]),
-            service: "hello".parse().unwrap(),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-            limit,
-        }
-    }
-
-    fn registered(limit: u32) -> (Ingress, Registration, Arc<Instance>) {
-        let ingress = Ingress::new(Config::default(), Metrics::default());
-        let local = local(limit);
-        let registration = ingress.register(local.clone());
-        let instance = ingress.shared.instance(local.instance).unwrap();
-        (ingress, registration, instance)
-    }
-
-    #[tokio::test]
-    async fn the_limit_is_kept_and_a_finished_request_makes_room() {
-        let (_ingress, registration, instance) = registered(1);
-        let hash = instance.local.hash;
-        let first = instance.admit(hash, &Arc::default()).ok().unwrap();
-        assert_eq!(instance.admit(hash, &Arc::default()).err(), Some(Refusal::Overloaded));
-        assert_eq!(registration.load().in_flight, 1);
-        drop(first);
-        assert!(instance.admit(hash, &Arc::default()).is_ok());
-    }
-
-    #[tokio::test]
-    async fn another_service_a_drained_and_a_gone_instance_refuse() {
-        let (ingress, registration, instance) = registered(1);
-        let other = ServiceHash::from_sha256([8; 32]);
-        let refused = |hash| instance.admit(hash, &Arc::default()).err();
-        assert_eq!(refused(other), Some(Refusal::Unknown));
-        registration.drain();
-        assert_eq!(refused(instance.local.hash), Some(Refusal::Draining));
-        registration.resume();
-        assert_eq!(refused(instance.local.hash), None);
-        drop(registration);
-        assert_eq!(refused(instance.local.hash), Some(Refusal::Unknown));
-        assert!(ingress.shared.instance(instance.local.instance).is_none());
-    }
-
-    #[tokio::test]
-    async fn a_gone_instance_cuts_off_what_is_open() {
-        let (_ingress, registration, instance) = registered(1);
-        let end = Arc::new(Notify::new());
-        let _open = instance.admit(instance.local.hash, &end).ok().unwrap();
-        drop(registration);
-        end.notified().await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn idleness_counts_from_the_last_request_however_short() {
-        let (_ingress, registration, instance) = registered(9);
-        let started = tokio::time::Instant::now();
-        let idle = registration.idle_for(Duration::from_secs(60));
-        let requests = async {
-            for _ in 0..3 {
-                tokio::time::sleep(Duration::from_secs(59)).await;
-                drop(instance.admit(instance.local.hash, &Arc::default()));
-            }
-            let long = instance.admit(instance.local.hash, &Arc::default());
-            tokio::time::sleep(Duration::from_secs(600)).await;
-            drop(long);
-        };
-        tokio::join!(idle, requests);
-        assert_eq!(started.elapsed().as_secs(), 3 * 59 + 600 + 60);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn draining_does_not_make_an_idle_instance_busy() {
-        let (_ingress, registration, _instance) = registered(1);
-        let started = tokio::time::Instant::now();
-        let drain = async {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            registration.drain();
-            registration.drained().await;
-        };
-        tokio::join!(registration.idle_for(Duration::from_secs(60)), drain);
-        assert_eq!(started.elapsed().as_secs(), 60);
-    }
-}
+mod tests;

@@ -45,9 +45,10 @@ impl Default for Config {
             instances: h1::Config {
                 // It is on this machine: it accepts at once or its queue is full.
                 connect: Duration::from_secs(3),
-                // The front's own limit is the one people feel. This one ends requests
-                // of a front that vanished without a word.
-                head: Duration::from_secs(300),
+                // The front's own limits are those people feel, and a little shorter. These
+                // end requests of a front that vanished without a word.
+                head: Duration::from_secs(330),
+                quiet: Duration::from_secs(330),
                 stall: Duration::from_secs(60),
                 // Less than the 5 s of Node.js, the shortest default in common use.
                 keep: Duration::from_secs(4),

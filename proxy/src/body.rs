@@ -41,15 +41,15 @@ where
     B::Error: Into<BoxError>,
 {
     /// Holds the body if it says that it has at most `hold` bytes. Its source may be
-    /// silent for `stall`.
-    pub(crate) fn new(body: B, hold: u64, stall: Duration) -> Self {
+    /// silent for `quiet`.
+    pub(crate) fn new(body: B, hold: u64, quiet: Duration) -> Self {
         if body.is_end_stream() {
             return Self { state: None };
         }
         let hint = body.size_hint();
         let hold = hint.exact().is_some_and(|length| length <= hold);
         let state = State {
-            source: Some(Patient::new(body, stall)),
+            source: Some(Patient::new(body, quiet)),
             hint,
             hold,
             held: Vec::new(),

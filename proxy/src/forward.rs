@@ -151,7 +151,7 @@ impl Forward {
         parts.headers.insert(REQUEST_ID, header_value(id));
         parts.uri = target.into();
         let Config { hold, peers, attempts, refusals, .. } = self.config;
-        let upload = Upload::new(body, hold, peers.stall);
+        let upload = Upload::new(body, hold, peers.quiet);
         let (mut before, mut last) = (None, None);
         let (mut unseen, mut seen) = (0, 0);
         loop {

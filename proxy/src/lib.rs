@@ -44,9 +44,9 @@ pub struct Config {
     pub hold: u64,
     /// How long open requests get to finish once the front was asked to stop.
     pub grace: Duration,
-    /// Towards peers. `head` is what a long poll may take: give it a longer one if
-    /// services here hold their answers back for over a minute. `stall` holds for both
-    /// bodies and for clients that take nothing.
+    /// Towards peers. `head` is what a long poll may take, `quiet` a stream of events or
+    /// an upload: give them longer ones if services here need more than five minutes.
+    /// `stall` holds for clients that take nothing, too.
     pub peers: h1::Config,
     /// Whether to listen where other machines can reach it. Nothing but the address
     /// guards a front.
@@ -66,7 +66,10 @@ impl Default for Config {
             grace: Duration::from_secs(30),
             peers: h1::Config {
                 connect: Duration::from_secs(3),
-                head: Duration::from_secs(60),
+                // Far longer than the idle time-out of an instance, which is no limit on
+                // requests. A peer that died is noticed by its probes long before.
+                head: Duration::from_secs(300),
+                quiet: Duration::from_secs(300),
                 stall: Duration::from_secs(60),
                 // Ingress closes after 90 s.
                 keep: Duration::from_secs(60),

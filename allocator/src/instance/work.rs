@@ -14,7 +14,7 @@ use crate::{
     driver::{Exit, Started},
     ledger::Phase,
     lifecycle::Event,
-    outside::Local,
+    outside::{Door, Local},
     port::Port,
     readiness::Probe,
     table::Ask,
@@ -23,6 +23,10 @@ use crate::{
 
 /// Until a front whose port is held is tried again.
 const FRONT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long before its idle time-out an instance is withdrawn: who has just been told of it
+/// asks it within two seconds, the deadline of a manager's probe.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How one attempt to start went.
 enum Attempt {
@@ -246,22 +250,58 @@ impl Owner {
         let Some(door) = self.door.clone() else {
             return Event::Asked; // never: `open` comes before Ready
         };
-        let idle_timeout = self.entry.spec.idle_timeout;
+        let (supervisor, entry) = (self.supervisor.clone(), self.entry.clone());
         let steady = async {
             sleep(STEADY).await;
-            self.supervisor.lock().failures.clear(self.entry.hash);
+            supervisor.lock().failures.clear(entry.hash);
             std::future::pending().await
         };
         tokio::select! {
             biased;
-            exit = self.supervisor.driver.wait(self.entry.id) => self.died(exit),
-            () = self.entry.asked(Ask::Leave) => Event::Asked,
+            exit = supervisor.driver.wait(entry.id) => self.died(exit),
+            () = entry.asked(Ask::Leave) => Event::Asked,
             () = steady => Event::Asked, // never
-            () = door.idle_for(idle_timeout) => {
-                self.reason = format!("idle for {idle_timeout:?}");
-                Event::Idle
-            }
+            () = self.idle(&*door) => Event::Idle,
         }
+    }
+
+    /// Resolves when it has been idle for its time-out and is closed for it. A while before
+    /// it is withdrawn, so that nobody is sent there who did not know it; whoever comes all
+    /// the same is served, and brings it back.
+    async fn idle(&mut self, door: &dyn Door) {
+        let after = self.entry.spec.idle_timeout;
+        let quiet = after - FAREWELL.min(after / 4);
+        loop {
+            door.idle_for(quiet).await;
+            self.withdraw(true);
+            let used = tokio::select! {
+                biased;
+                () = door.used_within(quiet) => true,
+                () = door.idle_for(after) => !self.close_if_idle(door, after),
+            };
+            if !used {
+                return;
+            }
+            self.withdraw(false);
+        }
+    }
+
+    fn withdraw(&mut self, withdrawn: bool) {
+        self.withdrawn = withdrawn;
+        self.publish();
+    }
+
+    /// Closes it to requests, unless one came or somebody was sent here: one step for
+    /// those requests, and for those who ask for an instance.
+    fn close_if_idle(&mut self, door: &dyn Door, after: Duration) -> bool {
+        let supervisor = self.supervisor.clone();
+        let _nobody_joins = supervisor.lock();
+        let closed = door.drain_if_idle(after);
+        if closed {
+            self.reason = format!("idle for {after:?}");
+            self.publish();
+        }
+        closed
     }
 
     fn died(&mut self, exit: Result<Exit>) -> Event {

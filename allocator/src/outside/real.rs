@@ -48,12 +48,24 @@ impl Door for Registration {
         Registration::drain(self);
     }
 
+    fn drain_if_idle(&self, time: Duration) -> bool {
+        Registration::drain_if_idle(self, time)
+    }
+
+    fn touch(&self) {
+        Registration::touch(self);
+    }
+
     fn load(&self) -> Load {
         Registration::load(self)
     }
 
     async fn idle_for(&self, time: Duration) {
         Registration::idle_for(self, time).await;
+    }
+
+    async fn used_within(&self, time: Duration) {
+        Registration::used_within(self, time).await;
     }
 
     async fn drained(&self) {

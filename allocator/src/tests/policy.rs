@@ -320,6 +320,33 @@ async fn an_idle_instance_is_stopped_but_never_while_a_request_runs() {
 }
 
 #[tokio::test]
+async fn one_that_is_about_to_idle_out_is_withdrawn_and_brought_back_by_who_comes() {
+    let (world, fake) = world().await;
+    let spec = world.add("hello", "/bin/hello", |spec| spec.idle_timeout_ms = 4000);
+    let first = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
+    let way = world.ways.to(id(&first).parse().unwrap()).unwrap();
+    let announced = async |wanted: bool| {
+        let what = if wanted { "the announcement" } else { "the withdrawal" };
+        let is = async || (is_announced(&world, &spec).await == wanted).then_some(());
+        eventually(what, is).await;
+    };
+    announced(true).await;
+    announced(false).await;
+    assert!(!*way.draining.borrow(), "whoever comes is served");
+    way.open.send_replace(1);
+    announced(true).await;
+    way.open.send_replace(0);
+    announced(false).await;
+    // So does somebody who only asks for one, who is given it and not another.
+    let second = world.allocate(&spec, Mode::Ensure, "r2").await.unwrap();
+    assert_eq!((id(&second), second.joined), (id(&first), true));
+    announced(true).await;
+    assert_eq!(fake.running(), 1);
+    drop(way);
+    world.is(&id(&first), InstanceState::Stopped).await;
+}
+
+#[tokio::test]
 async fn a_release_lets_open_requests_finish_first() {
     let (world, fake) = world().await;
     let spec = world.add("hello", "/bin/hello", |_| {});

@@ -81,6 +81,8 @@ pub(super) struct Way {
     pub(super) local: Local,
     pub(super) open: watch::Sender<u32>,
     pub(super) draining: watch::Sender<bool>,
+    /// How often somebody was sent here.
+    pub(super) touched: watch::Sender<u32>,
 }
 
 impl Ways {
@@ -94,7 +96,8 @@ impl Gate for Ways {
     fn open(&self, local: Local) -> Arc<dyn Door> {
         let (open, draining) = (watch::Sender::new(0), watch::Sender::new(false));
         let id = local.instance;
-        let way = Arc::new(Way { local, open, draining });
+        let touched = watch::Sender::new(0);
+        let way = Arc::new(Way { local, open, draining, touched });
         self.doors.lock().unwrap().insert(id, Arc::downgrade(&way));
         way
     }
@@ -106,17 +109,38 @@ impl Door for Way {
         self.draining.send_replace(true);
     }
 
+    fn drain_if_idle(&self, _: Duration) -> bool {
+        let idle = *self.open.borrow() == 0;
+        self.draining.send_replace(idle);
+        idle
+    }
+
+    fn touch(&self) {
+        self.touched.send_modify(|touched| *touched += 1);
+    }
+
     fn load(&self) -> Load {
         Load { in_flight: *self.open.borrow(), limit: self.local.limit, ..Load::default() }
     }
 
+    /// Counts from the call.
     async fn idle_for(&self, time: Duration) {
-        let mut open = self.open.subscribe();
+        let (mut open, mut touched) = (self.open.subscribe(), self.touched.subscribe());
         loop {
             drop(open.wait_for(|open| *open == 0).await);
-            if timeout(time, open.wait_for(|open| *open > 0)).await.is_err() {
-                return;
+            tokio::select! {
+                _ = open.wait_for(|open| *open > 0) => {}
+                _ = touched.changed() => {}
+                () = sleep(time) => return,
             }
+        }
+    }
+
+    async fn used_within(&self, _: Duration) {
+        let (mut open, mut touched) = (self.open.subscribe(), self.touched.subscribe());
+        tokio::select! {
+            _ = open.wait_for(|open| *open > 0) => {}
+            _ = touched.changed() => {}
         }
     }
 

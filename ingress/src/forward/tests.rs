@@ -346,3 +346,102 @@ async fn a_port_that_is_another_instances_by_now_gets_nothing_meant_for_the_firs
     new.write("HTTP/1.1 204 No Content\r\n\r\n").await;
     assert!(peer.head().await.starts_with("HTTP/1.1 204"));
 }
+
+/// The idle time-out of the tests below, and how long what they have open moves nothing.
+const IDLE: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_secs(90);
+
+/// Lets so much time pass at once. Only the clock stands still in between: whatever has to
+/// be read or written was, before and after.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+    // Those whose time has come have their turn.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether an instance with a request open stays for [`QUIET`], and goes [`IDLE`] after it.
+async fn stays_while_open(
+    open: impl AsyncFnOnce(&mut Wire<DuplexStream>, &World) -> Wire<TcpStream>,
+    close: impl AsyncFnOnce(&mut Wire<DuplexStream>, &mut Wire<TcpStream>),
+) {
+    let world = World::new().await;
+    let registration = Arc::new(world.register());
+    let idle = registration.clone();
+    let idle = tokio::spawn(async move { idle.idle_for(IDLE).await });
+    let mut peer = world.peer();
+    let mut app = open(&mut peer, &world).await;
+    pass(QUIET).await;
+    assert_eq!(registration.load().in_flight, 1, "it was cut off");
+    assert!(!idle.is_finished() && !registration.drain_if_idle(IDLE), "it counts as idle");
+    close(&mut peer, &mut app).await;
+    timeout(SOON, registration.drained()).await.expect("over with its answer");
+    pass(IDLE - Duration::from_secs(1)).await;
+    assert!(!idle.is_finished(), "idle too early");
+    pass(Duration::from_secs(1)).await;
+    timeout(SOON, idle).await.expect("idle in time").unwrap();
+    assert!(registration.drain_if_idle(IDLE));
+}
+
+#[tokio::test]
+async fn a_request_that_takes_longer_than_the_idle_time_out_keeps_its_instance() {
+    stays_while_open(
+        async |peer, world| {
+            peer.write(&world.get()).await;
+            let mut app = world.app().await;
+            app.head().await;
+            app
+        },
+        async |peer, app| {
+            app.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            peer.read_to("\r\n\r\nok").await;
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_of_events_that_is_quiet_for_longer_keeps_its_instance() {
+    stays_while_open(
+        async |peer, world| {
+            peer.write(&world.get()).await;
+            let mut app = world.app().await;
+            app.head().await;
+            let event = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                         transfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n";
+            app.write(event).await;
+            peer.read_to("data: 1\n\n\r\n").await;
+            app
+        },
+        async |peer, app| {
+            app.write("9\r\ndata: 2\n\n\r\n0\r\n\r\n").await;
+            peer.read_to("data: 2\n\n\r\n0\r\n\r\n").await;
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_exchange_open_both_ways_that_is_quiet_for_longer_keeps_its_instance() {
+    stays_while_open(
+        async |peer, world| {
+            let head = world.head("POST /x");
+            peer.write(&(head + "transfer-encoding: chunked\r\n\r\n1\r\na\r\n")).await;
+            let mut app = world.app().await;
+            app.read_to("1\r\na\r\n").await;
+            app.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb\r\n").await;
+            peer.read_to("1\r\nb\r\n").await;
+            app
+        },
+        async |peer, app| {
+            peer.write("1\r\nc\r\n0\r\n\r\n").await;
+            app.read_to("1\r\nc\r\n0\r\n\r\n").await;
+            app.write("0\r\n\r\n").await;
+            peer.read_to("0\r\n\r\n").await;
+        },
+    )
+    .await;
+}

@@ -78,7 +78,7 @@ impl<D: Dial> Lease<D> {
         request: Request<Outgoing>,
         sent: &Arc<Sent>,
     ) -> std::result::Result<Response<Body>, Attempt> {
-        let Config { head: limit, stall, .. } = self.pool.config;
+        let Config { head: limit, quiet, .. } = self.pool.config;
         let connection = self.connection.as_mut().expect("a lease holds one until it is over");
         let before = connection.received.load(Ordering::Relaxed);
         let answer = connection.sender.try_send_request(request);
@@ -109,7 +109,7 @@ impl<D: Dial> Lease<D> {
         }
         let sent = sent.clone();
         Ok(answer.map(|body| {
-            let mut answer = Answer { body: Patient::new(body, stall), lease: Some(self), sent };
+            let mut answer = Answer { body: Patient::new(body, quiet), lease: Some(self), sent };
             answer.at_end();
             answer.boxed_unsync()
         }))

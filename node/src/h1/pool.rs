@@ -56,7 +56,9 @@ pub struct Config {
     pub connect: Duration,
     /// For the head of an answer, from when the request last moved.
     pub head: Duration,
-    /// For the next part of a body, and for the other end to take something.
+    /// For the next part of a body: how long a stream of events may be quiet.
+    pub quiet: Duration,
+    /// For the other end to take something.
     pub stall: Duration,
     /// How long an unused connection is kept: less than the server at the other end
     /// keeps it, or a request meets a connection that is being closed.

@@ -39,7 +39,7 @@ impl Dial for Tcp {
 }
 
 fn config() -> Config {
-    Config { connect: SOON, head: SOON, stall: SOON, keep: SOON, max_idle: 2 }
+    Config { connect: SOON, head: SOON, quiet: SOON, stall: SOON, keep: SOON, max_idle: 2 }
 }
 
 /// A body that is what is sent to it.
@@ -337,7 +337,7 @@ async fn unused_connections_are_few_and_do_not_last() {
 #[tokio::test]
 async fn an_answer_that_falls_silent_fails() {
     let (server, address) = Server::start().await;
-    let pool = Pool::new(Tcp, Config { stall: Duration::from_millis(50), ..config() });
+    let pool = Pool::new(Tcp, Config { quiet: Duration::from_millis(50), ..config() });
     let serve = async {
         let mut connection = server.accept().await;
         connection.read_to("\r\n\r\n").await;

@@ -30,6 +30,7 @@ async fn a_head_that_trickles_and_a_body_that_stops_end_the_connection() {
     let short = Duration::from_millis(300);
     let mut config = Config { header: short, ..Config::default() };
     config.peers.stall = short;
+    config.peers.quiet = short;
     let world = World::with(config).await;
     let app = world.service("svc").await;
     let mut client = world.client().await;
