@@ -33,7 +33,9 @@ use crate::link::Delayed;
 mod channel;
 mod client;
 mod dial;
+mod interest;
 mod listener;
+mod pace;
 mod probe;
 mod serve;
 mod tally;
@@ -105,20 +107,37 @@ pub struct Timing {
     /// The same of a peer that is only of interest: its silence is known within eight
     /// seconds, for 0.4 kbit/s.
     pub probe_idly_every: Duration,
+    /// The same of a peer that is used and near a limit: two more answers, which decide,
+    /// come within half a second, for 9 kbit/s.
+    pub probe_near_every: Duration,
+    /// From a probe that was lost to the next: soon, since three losses are silence, and
+    /// yet longer than what made one late is likely to last.
+    pub probe_again: Duration,
     /// An answer later than this is lost; after three losses the peer is silent. Above
     /// any round trip worth using.
     pub probe_within: Duration,
+    /// The same at least, for peers whose round trip is known to be short: as long as
+    /// three losses may take for a dead peer to be out after three seconds.
+    pub probe_within_least: Duration,
+}
+
+impl Timing {
+    /// See [`Timing`].
+    pub const PRODUCTION: Self = Self {
+        handshake: Duration::from_secs(5),
+        connect: Duration::from_secs(3),
+        probe_every: Duration::from_secs(1),
+        probe_idly_every: Duration::from_secs(5),
+        probe_near_every: Duration::from_millis(200),
+        probe_again: Duration::from_millis(250),
+        probe_within: Duration::from_secs(1),
+        probe_within_least: Duration::from_millis(450),
+    };
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(5),
-            connect: Duration::from_secs(3),
-            probe_every: Duration::from_secs(1),
-            probe_idly_every: Duration::from_secs(5),
-            probe_within: Duration::from_secs(1),
-        }
+        Self::PRODUCTION
     }
 }
 

@@ -20,7 +20,7 @@ use futures::{
 use lca::{
     Error, Kind, PeerId, Requirements, Result,
     endpoint::Endpoint,
-    mesh::{Distance, IN_USE, INTEREST, Mesh},
+    mesh::{Distance, Mesh},
     metrics::Metrics,
     shutdown::Spawner,
 };
@@ -29,12 +29,13 @@ use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, timeout},
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{
     Alpn, Stream, Timing, channel,
     dial::Dialler,
+    interest::{Interest, Probe, Use},
     probe::{Connection, Prober, Reading, unanswered},
     window::Window,
 };
@@ -43,7 +44,8 @@ use crate::{identity::Identity, link::Links};
 /// Peers remembered, with a channel each: more than one node talks to at a time. A
 /// channel costs a connection on both sides.
 const PEERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
-/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most if all are used.
+/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most if all are used, and 9
+/// kbit/s each while all are near a limit.
 const OF_INTEREST: usize = 64;
 
 /// Makes connections to peers. Cheap to clone; clones share the pool.
@@ -85,28 +87,6 @@ enum Slot {
         /// The start of the peer that it was made to.
         boot: u64,
     },
-}
-
-/// The probe of a peer of interest.
-#[derive(Debug)]
-struct Probe {
-    /// Of interest until then.
-    until: Instant,
-    /// Used until then.
-    used: Instant,
-    reading: watch::Sender<Reading>,
-    hurry: Arc<Notify>,
-    /// Ends the task.
-    _task: DropGuard,
-}
-
-/// What a peer is probed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Interest {
-    /// Somebody may need it soon.
-    Idle,
-    /// Something depends on it now.
-    Used,
 }
 
 impl Client {
@@ -187,7 +167,7 @@ impl Mesh for Client {
     }
 
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
-        let Some((mut reading, hurry)) = self.shared.watch(to, Interest::Idle) else {
+        let Some((mut reading, hurry)) = self.shared.watch(to, Use::Idle, None) else {
             return Ok(Duration::ZERO);
         };
         let before = {
@@ -212,15 +192,15 @@ impl Mesh for Client {
     }
 
     fn watch(&self, to: &Endpoint) {
-        self.shared.watch(to, Interest::Used);
+        self.shared.watch(to, Use::Now, None);
     }
 
-    fn watch_near(&self, to: &Endpoint, _limits: &Requirements) {
-        self.shared.watch(to, Interest::Used);
+    fn watch_near(&self, to: &Endpoint, limits: &Requirements) {
+        self.shared.watch(to, Use::Now, Some(limits));
     }
 
     fn watch_idly(&self, to: &Endpoint) {
-        self.shared.watch(to, Interest::Idle);
+        self.shared.watch(to, Use::Idle, None);
     }
 }
 
@@ -289,21 +269,18 @@ impl Shared {
     fn watch(
         self: &Arc<Self>,
         to: &Endpoint,
-        interest: Interest,
+        used: Use,
+        limits: Option<&Requirements>,
     ) -> Option<(watch::Receiver<Reading>, Arc<Notify>)> {
         if to.peer == self.dialler.local() {
             return None;
         }
         let now = Instant::now();
-        let until = now + INTEREST;
-        let used = if interest == Interest::Used { now + IN_USE } else { now };
         let mut peers = self.lock();
         if let Some(probe) = &mut enter(&mut peers, to).probe {
-            if probe.used <= now && used > now {
+            if probe.asked(used, limits, now) {
                 probe.hurry.notify_one(); // its turn may be seconds away
             }
-            probe.until = until;
-            probe.used = probe.used.max(used);
             return Some((probe.reading.subscribe(), probe.hurry.clone()));
         }
         make_room(&mut peers);
@@ -319,14 +296,16 @@ impl Shared {
             hurry: hurry.clone(),
             shared: Arc::downgrade(self),
             window: Window::default(),
+            near: false,
             metrics: self.metrics.clone(),
         };
         let task = stop.clone();
         self.spawner.spawn_short(async move {
             task.run_until_cancelled(prober.run()).await;
         });
-        entry.probe =
-            Some(Probe { until, used, reading, hurry: hurry.clone(), _task: stop.drop_guard() });
+        let mut probe = Probe::new(reading, hurry.clone(), stop.drop_guard(), now);
+        probe.asked(used, limits, now);
+        entry.probe = Some(probe);
         Some((seen, hurry))
     }
 
@@ -336,14 +315,11 @@ impl Shared {
         let now = Instant::now();
         let mut peers = self.lock();
         let entry = peers.peek_mut(&peer)?;
-        match &entry.probe {
-            Some(probe) if now < probe.used => Some(Interest::Used),
-            Some(probe) if now < probe.until => Some(Interest::Idle),
-            _ => {
-                entry.probe = None;
-                None
-            }
+        let interest = entry.probe.as_ref().and_then(|probe| probe.interest(now));
+        if interest.is_none() {
+            entry.probe = None;
         }
+        interest
     }
 
     /// Gives up what is open to a peer that answers nothing any more: the next call
@@ -399,7 +375,7 @@ fn make_room(peers: &mut LruCache<PeerId, Entry>) {
     if probed < OF_INTEREST {
         return;
     }
-    let until = |entry: &Entry| entry.probe.as_ref().map(|probe| probe.until);
+    let until = |entry: &Entry| entry.probe.as_ref().map(Probe::until);
     let oldest = peers.iter().filter_map(|(peer, entry)| Some((until(entry)?, *peer))).min();
     if let Some(entry) = oldest.and_then(|(_, peer)| peers.peek_mut(&peer)) {
         entry.probe = None;
@@ -417,6 +393,23 @@ impl Client {
         self.shared.lock().iter().filter(|(_, entry)| entry.probe.is_some()).count()
     }
 
+    /// Who probes `to` on whatever connection it is given, and what it finds.
+    pub(super) fn prober(&self, to: &Endpoint) -> (Prober, watch::Receiver<Reading>) {
+        let (reading, seen) = watch::channel(Reading::default());
+        let prober = Prober {
+            peer: to.peer,
+            dialler: self.shared.dialler.clone(),
+            endpoint: watch::Sender::new(Arc::new(to.clone())).subscribe(),
+            reading,
+            hurry: Arc::default(),
+            shared: Arc::downgrade(&self.shared),
+            window: Window::default(),
+            near: false,
+            metrics: self.shared.metrics.clone(),
+        };
+        (prober, seen)
+    }
+
     pub(super) fn remembered(&self) -> usize {
         self.shared.lock().len()
     }
@@ -426,6 +419,6 @@ impl Client {
         let mut peers = self.shared.lock();
         let probe = peers.peek_mut(&peer).and_then(|entry| entry.probe.as_mut());
         let probe = probe.expect("it is probed");
-        (probe.until, probe.used) = (Instant::now(), Instant::now());
+        probe.lose_interest(Instant::now());
     }
 }

@@ -66,15 +66,21 @@ impl Dialler {
     async fn race(&self, peer: PeerId, addresses: &[SocketAddr], alpn: Alpn) -> io::Result<Stream> {
         let mut untried = addresses.iter().take(MAX_ADDRESSES).peekable();
         let mut attempts = FuturesUnordered::new();
-        let mut failure = io::Error::other("it has no address");
+        let mut failure: Option<io::Error> = None;
         loop {
             attempts.extend(untried.next().map(|address| self.attempt(peer, *address, alpn)));
             let more = untried.peek().is_some();
             tokio::select! {
                 attempt = attempts.next() => match attempt {
                     Some(Ok(stream)) => return Ok(stream),
-                    Some(Err(error)) => failure = error,
-                    None => return Err(failure),
+                    // A refusal is told only if there is nothing else to tell: then nobody
+                    // listens anywhere.
+                    Some(Err(error)) => {
+                        failure = failure.filter(|before| !is_refusal(before)).or(Some(error));
+                    }
+                    None => {
+                        return Err(failure.unwrap_or_else(|| io::Error::other("it has no address")));
+                    }
                 },
                 () = sleep(STAGGER), if more => {}
             }
@@ -104,6 +110,11 @@ impl Dialler {
         };
         attempt.await.map_err(|error| io::Error::new(error.kind(), AtAddress { address, error }))
     }
+}
+
+/// Whether nobody listens at an address.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 fn unreachable(peer: PeerId) -> Error {

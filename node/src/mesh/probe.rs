@@ -1,10 +1,10 @@
-//! Measures how far a peer is away, on a connection of its own: once a second while it is
-//! used or in doubt, every few seconds while it is only of interest.
+//! Measures how far a peer is away, on a connection of its own: as often as [`pace`] says.
 //!
 //! Eight random bytes go out and come back. Nothing else travels on the connection, so
 //! no answer waits behind data. The first exchange on a connection does not count: the
-//! other side may still be busy with the end of the TLS handshake. One task a peer of
-//! interest; it ends when nobody has asked for the peer for a while. The numbers are
+//! other side may still be busy with the end of the TLS handshake. A connection that breaks
+//! is noticed at once and dialled again at once: if nobody listens there, the peer is gone.
+//! One task a peer of interest; it ends when nobody has asked for the peer for a while. The numbers are
 //! [`Window`]'s to judge.
 
 use std::{
@@ -23,13 +23,15 @@ use lca::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
-    Alpn, Stream,
-    client::{Interest, Shared},
-    dial::Dialler,
+    Alpn, Duplex, Stream,
+    client::Shared,
+    dial::{self, Dialler},
+    interest::Interest,
+    pace::{self, State},
     serve::NONCE,
     window::Window,
 };
@@ -88,29 +90,38 @@ pub(super) struct Prober {
     /// Knows whether anybody is still interested.
     pub(super) shared: Weak<Shared>,
     pub(super) window: Window,
+    /// As of the last probe; see [`pace::is_near`].
+    pub(super) near: bool,
     pub(super) metrics: Metrics,
 }
 
 impl Prober {
     /// Probes until nobody is interested.
     pub(super) async fn run(mut self) {
-        let every = self.dialler.timing().probe_every;
-        let mut wait = every;
+        let timing = self.dialler.timing();
+        let soon = timing.probe_again;
+        let mut wait = soon;
         while self.interest().is_some() {
             let endpoint = self.endpoint.borrow_and_update().clone();
             match self.dialler.dial(self.peer, &endpoint.mesh, Alpn::Probe).await {
                 Ok(stream) => {
-                    if self.probe(stream).await {
-                        wait = every;
+                    let since = Instant::now();
+                    let end = self.probe(stream).await;
+                    if end.any {
+                        wait = soon;
+                    }
+                    // Not as fast as somebody can accept and hang up.
+                    if end.broke && since.elapsed() >= soon {
+                        continue;
                     }
                 }
                 Err(error) => self.lost(error),
             }
             let spread = rand::random_range(0.75..1.25); // peers that died together
             tokio::select! {
-                () = sleep(wait.mul_f64(spread)) => wait = (wait * 2).min(every * LONGEST_WAIT),
+                () = sleep(wait.mul_f64(spread)) => wait = (wait * 2).min(timing.probe_every * LONGEST_WAIT),
                 changed = self.endpoint.changed() => match changed {
-                    Ok(()) => wait = every,
+                    Ok(()) => wait = soon,
                     Err(_) => return, // the peer was dropped from the table
                 },
                 () = self.hurry.notified() => {}
@@ -118,35 +129,44 @@ impl Prober {
         }
     }
 
-    /// Probes on one connection until it is given up or nobody is interested. True if
-    /// anything was answered.
-    async fn probe(&mut self, stream: Stream) -> bool {
+    /// Probes on one connection until it is given up or nobody is interested.
+    pub(super) async fn probe<S: Duplex>(&mut self, stream: S) -> End {
         let timing = self.dialler.timing();
         let mut connection = Connection::new(stream);
-        let mut any = false;
+        let mut end = End::default();
         while let Some(interest) = self.interest() {
+            let within = pace::deadline(&timing, self.reading.borrow().smoothed.get());
             let sent = Instant::now();
-            match connection.measure(timing.probe_within).await {
+            let answer = connection.measure(within).await;
+            let lost = answer.is_err();
+            match answer {
                 Ok(took) => {
-                    any = true;
+                    end.any = true;
                     self.answered(took);
                 }
                 Err(error) => {
-                    let may_answer_yet = error.kind() == io::ErrorKind::TimedOut;
+                    end.broke = error.kind() != io::ErrorKind::TimedOut;
                     self.lost(unanswered(self.peer).because(error));
-                    if !may_answer_yet || self.window.silent() {
-                        return any;
+                    if end.broke || self.window.silent() {
+                        return end;
                     }
                 }
             }
-            let sure = interest == Interest::Idle && self.window.is_sure();
-            let every = if sure { timing.probe_idly_every } else { timing.probe_every };
+            let (median, last) = (self.window.median(), self.window.last());
+            self.near = pace::is_near(self.near, median, last, &interest.limits);
+            let (sure, near) = (self.window.is_sure(), self.near);
+            let state = State { used: interest.used, sure, lost, near };
             tokio::select! {
-                () = sleep_until(sent + every) => {}
+                () = sleep(pace::next_probe_in(&timing, state, sent.elapsed())) => {}
                 () = self.hurry.notified() => {}
+                error = connection.breaks() => {
+                    end.broke = true;
+                    self.lost(unanswered(self.peer).because(error));
+                    return end;
+                }
             }
         }
-        any
+        end
     }
 
     fn interest(&self) -> Option<Interest> {
@@ -165,11 +185,12 @@ impl Prober {
 
     fn lost(&mut self, error: Error) {
         self.metrics.node.probe_failures.inc();
-        let falls_silent = self.window.lost();
-        if falls_silent {
+        let was_silent = self.window.silent();
+        let give_up = if is_refusal(&error) { self.window.refused() } else { self.window.lost() };
+        let (rtt, silent) = (self.window.median(), self.window.silent());
+        if silent && !was_silent {
             tracing::debug!(peer = %self.peer.short(), error = error.chain(), "peer is silent");
         }
-        let (rtt, silent) = (self.window.median(), self.window.silent());
         self.reading.send_modify(|reading| {
             if silent {
                 // What it was before the silence says nothing after it.
@@ -179,16 +200,31 @@ impl Prober {
             (reading.failures, reading.error) = (reading.failures + 1, Some(error));
         });
         // After it is known to be silent: whoever loses a stream by this looks elsewhere.
-        if falls_silent && let Some(shared) = self.shared.upgrade() {
+        if give_up && let Some(shared) = self.shared.upgrade() {
             shared.give_up(self.peer);
         }
     }
 }
 
+/// How the probes of one connection ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct End {
+    /// Anything was answered.
+    pub(super) any: bool,
+    /// The connection is of no use any more, rather than slow.
+    pub(super) broke: bool,
+}
+
+/// Whether nobody listens where a peer should be.
+fn is_refusal(error: &Error) -> bool {
+    let cause = std::error::Error::source(error);
+    cause.and_then(|cause| cause.downcast_ref()).is_some_and(dial::is_refusal)
+}
+
 /// A probe connection.
 #[derive(Debug)]
-pub(super) struct Connection {
-    stream: Stream,
+pub(super) struct Connection<S = Stream> {
+    stream: S,
     /// Sent and not answered, oldest first. An answer that comes after its deadline is
     /// known by this, and one to nothing that was sent is a fault: a peer can answer
     /// late but neither early nor often.
@@ -198,8 +234,8 @@ pub(super) struct Connection {
     warm: bool,
 }
 
-impl Connection {
-    pub(super) fn new(stream: Stream) -> Self {
+impl<S: Duplex> Connection<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self { stream, outstanding: VecDeque::new(), frame: [0; NONCE], filled: 0, warm: false }
     }
 
@@ -216,6 +252,16 @@ impl Connection {
         timeout(within, self.round_trip()).await?
     }
 
+    /// Resolves when the connection is of no use any more. Takes late answers meanwhile.
+    /// Cancel safe.
+    pub(super) async fn breaks(&mut self) -> io::Error {
+        loop {
+            if let Err(error) = self.next_answer().await {
+                return error;
+            }
+        }
+    }
+
     async fn round_trip(&mut self) -> io::Result<Duration> {
         let nonce: [u8; NONCE] = rand::random();
         if self.outstanding.len() == OUTSTANDING {
@@ -226,18 +272,13 @@ impl Connection {
         self.stream.write_all(&nonce).await?;
         self.stream.flush().await?;
         while !self.outstanding.is_empty() {
-            let answer = self.answer().await?;
-            let known = self.outstanding.iter().position(|nonce| *nonce == answer);
-            let known = known.ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing that was sent")
-            })?;
-            self.outstanding.drain(..=known);
+            self.next_answer().await?;
         }
         Ok(sent.elapsed())
     }
 
-    /// The next nonce that comes back. Cancel safe.
-    async fn answer(&mut self) -> io::Result<[u8; NONCE]> {
+    /// Takes the next answer, which must be to something that was sent. Cancel safe.
+    async fn next_answer(&mut self) -> io::Result<()> {
         while self.filled < NONCE {
             match self.stream.read(&mut self.frame[self.filled..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -245,7 +286,12 @@ impl Connection {
             }
         }
         self.filled = 0;
-        Ok(self.frame)
+        let known = self.outstanding.iter().position(|nonce| *nonce == self.frame);
+        let known = known.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing that was sent")
+        })?;
+        self.outstanding.drain(..=known);
+        Ok(())
     }
 }
 

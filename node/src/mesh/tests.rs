@@ -36,6 +36,7 @@ use crate::{
 
 mod distance;
 mod hostile;
+mod pace;
 
 /// Far above what anything here takes, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,7 +47,10 @@ const BRISK: Timing = Timing {
     connect: Duration::from_secs(2),
     probe_every: Duration::from_millis(100),
     probe_idly_every: Duration::from_millis(500),
+    probe_near_every: Duration::from_millis(20),
+    probe_again: Duration::from_millis(25),
     probe_within: Duration::from_millis(500),
+    probe_within_least: Duration::from_millis(400),
 };
 
 /// One node's mesh.

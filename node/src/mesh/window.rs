@@ -5,7 +5,12 @@ use std::time::Duration;
 /// Round trips that are remembered, and losses in a row after which a peer counts as
 /// silent: enough for a median to ignore one outlier, few enough to follow a change
 /// within three probes.
-const KEPT: usize = 3;
+pub(super) const KEPT: usize = 3;
+
+/// Losses in a row after which nothing that is open to a peer that refuses connections is
+/// worth waiting for: with the pauses between its probes some four seconds, which one that
+/// is stopping may need to finish what it has.
+const GONE: usize = 6;
 
 /// The last round trips of one peer.
 #[derive(Clone, Debug, Default)]
@@ -13,12 +18,14 @@ pub(super) struct Window {
     /// Oldest first.
     answered: Vec<Duration>,
     lost_in_a_row: usize,
+    /// It was refused after something else was lost.
+    gone: bool,
 }
 
 impl Window {
     /// A probe came back.
     pub(super) fn answered(&mut self, took: Duration) {
-        self.lost_in_a_row = 0;
+        (self.lost_in_a_row, self.gone) = (0, false);
         if self.answered.len() == KEPT {
             self.answered.remove(0);
         }
@@ -26,14 +33,21 @@ impl Window {
     }
 
     /// A probe did not come back in time, or the peer could not be reached for one.
-    /// True if that makes it silent.
+    /// True if nothing that is open to it is worth waiting for any more; said once.
     pub(super) fn lost(&mut self) -> bool {
-        self.lost_in_a_row = (self.lost_in_a_row + 1).min(KEPT + 1);
-        let now_silent = self.lost_in_a_row == KEPT;
-        if now_silent {
+        self.lost_in_a_row = (self.lost_in_a_row + 1).min(GONE + 1);
+        if self.silent() {
             self.answered.clear(); // what it was before the silence says nothing after it
         }
-        now_silent
+        // What refuses new connections may be finishing what it has.
+        self.lost_in_a_row == if self.gone { GONE } else { KEPT }
+    }
+
+    /// Nobody listens where the peer should be. After a connection that broke, or another
+    /// refusal, that is silence.
+    pub(super) fn refused(&mut self) -> bool {
+        self.gone |= self.lost_in_a_row > 0 && self.lost_in_a_row < KEPT;
+        self.lost()
     }
 
     /// Whether there are as many round trips as count, and none was lost since.
@@ -41,9 +55,20 @@ impl Window {
         self.lost_in_a_row == 0 && self.answered.len() == KEPT
     }
 
-    /// Whether the last three probes were lost.
+    /// Whether the last probe was lost.
+    #[cfg(test)]
+    pub(super) fn lost_last(&self) -> bool {
+        self.lost_in_a_row > 0
+    }
+
+    /// Whether the last three probes were lost, or the peer is gone.
     pub(super) fn silent(&self) -> bool {
-        self.lost_in_a_row >= KEPT
+        self.gone || self.lost_in_a_row >= KEPT
+    }
+
+    /// The last round trip.
+    pub(super) fn last(&self) -> Option<Duration> {
+        self.answered.last().copied()
     }
 
     /// The median of the last three round trips, or of as many as there are.
@@ -106,6 +131,21 @@ mod tests {
         window.answered(ms(30));
         assert!(!window.silent());
         assert_eq!(window.median(), Some(ms(30)), "what was before the silence is forgotten");
+    }
+
+    #[test]
+    fn a_refusal_after_a_loss_is_silence_and_what_is_open_has_longer() {
+        let mut window = Window::default();
+        window.answered(ms(10));
+        assert!(!window.refused() && !window.silent(), "it may be starting again");
+        assert!(!window.refused());
+        assert!(window.silent());
+        assert_eq!(window.median(), None);
+        (0..3).for_each(|_| assert!(!window.refused(), "it may finish what it has"));
+        assert!(window.refused(), "what it had open is over by now");
+        assert!(!window.refused(), "it has been said");
+        window.answered(ms(10));
+        assert!(!window.silent());
     }
 
     proptest! {
