@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -98,9 +99,10 @@ async fn answer(
     let started = Instant::now();
     match ingress.pool.send(&instance.local, request).await {
         Ok(answer) => {
-            instance.answered(started.elapsed());
+            let app = started.elapsed();
+            instance.answered(app);
             exchange.ended(Ended::Answered(answer.status()));
-            Ok(from_application(answer, open))
+            Ok(from_application(answer, app, open))
         }
         // The application saw nothing of it, so it may go anywhere else.
         Err(Failed::NotSent(_, error)) => {
@@ -162,12 +164,13 @@ fn for_application(
 }
 
 /// The answer without what the application must not say, and with our word on load.
-fn from_application(answer: Response<Body>, open: Open) -> Response<Body> {
+fn from_application(answer: Response<Body>, app: Duration, open: Open) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     hygiene::strip_hop_by_hop(&mut parts.headers);
     hygiene::strip_prefix(&mut parts.headers, headers::PREFIX);
-    parts.headers.insert(headers::LOAD, open.load().to_header());
+    // Its own time, not that of one that was answered meanwhile.
+    parts.headers.insert(headers::LOAD, Load { app, ..open.load() }.to_header());
     let body = Metered::new(body, open.counted().at_ingress().download.clone());
     Response::from_parts(parts, Counted { body, _open: open }.boxed_unsync())
 }

@@ -2,7 +2,8 @@
 //! the outcome of requests.
 //!
 //! Plain data behind a short lock of the manager; time comes in as `now`. Bounded in
-//! every direction. What nobody has confirmed for [`EXPIRE`] is not used any more;
+//! every direction. What became of requests decides how far each instance is trusted
+//! ([`level`]). What nobody has confirmed for [`EXPIRE`] is not used any more;
 //! what nobody has asked for lately is refreshed behind the request that uses it.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
@@ -18,6 +19,10 @@ use tokio::time::Instant;
 
 use crate::Outcome;
 
+mod level;
+
+pub(crate) use level::{Gate, Level, Record};
+
 /// Services one node has clients for; the least recently used makes room.
 const MAX_SERVICES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Instances worth knowing of one service: choosing among more is no better.
@@ -25,6 +30,8 @@ const MAX_INSTANCES: usize = 64;
 /// After this long unconfirmed a hint is dropped: its peer is not probed any more, so
 /// its distance is unknown as well.
 const EXPIRE: Duration = mesh::INTEREST;
+/// The same age where all that is known is passed over: another is wanted soon.
+const FRESH_IN_NEED: Duration = Duration::from_secs(1);
 /// How often peers of known instances are said to be of interest: often enough that
 /// they never stop being so while requests come.
 const WATCH_AGAIN: Duration = Duration::from_secs(30);
@@ -36,8 +43,8 @@ pub(crate) struct Known {
     pub(crate) instance: InstanceId,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) load: Load,
-    /// How often in a row it broke off.
-    pub(crate) broken: u32,
+    /// How far it is trusted.
+    pub(crate) record: Record,
     confirmed: Instant,
 }
 
@@ -80,7 +87,10 @@ impl Cache {
         if known.instances.is_empty() {
             return Hints::default();
         }
-        let refresh = !known.refreshing && now.duration_since(known.refreshed) >= self.fresh;
+        let passed_over = |one: &Known| one.record.gate(true, now) == Gate::Closed;
+        let all_passed_over = known.instances.iter().all(passed_over);
+        let fresh = if all_passed_over { self.fresh.min(FRESH_IN_NEED) } else { self.fresh };
+        let refresh = !known.refreshing && now.duration_since(known.refreshed) >= fresh;
         known.refreshing |= refresh;
         let watch = known.watched.is_none_or(|at| now.duration_since(at) >= WATCH_AGAIN);
         if watch {
@@ -162,20 +172,45 @@ impl Cache {
         match outcome {
             Outcome::Answered { load, .. } => {
                 known.load = load;
-                known.broken = 0;
+                known.record.answered(now);
                 known.confirmed = now;
             }
             // It is there and says so; the request that was refused avoids it.
             Outcome::Refused(Refusal::Overloaded) => {
                 known.load.in_flight = known.load.in_flight.max(known.load.limit);
+                known.record.undecided();
                 known.confirmed = now;
             }
             Outcome::Refused(Refusal::Draining | Refusal::Unknown) => {
                 service.instances.swap_remove(index);
             }
-            Outcome::Broken => known.broken = known.broken.saturating_add(1),
+            Outcome::Broken => known.record.failed(now),
             Outcome::Unreachable => {}
         }
+    }
+
+    /// Lets one request through to an instance that others are passing over, or says that
+    /// another was faster. True for what is open to all; see [`Record::begin_trial`].
+    pub(crate) fn begin_trial(
+        &mut self,
+        service: ServiceHash,
+        instance: InstanceId,
+        repeatable: bool,
+        now: Instant,
+    ) -> bool {
+        self.record(service, instance).is_some_and(|record| record.begin_trial(repeatable, now))
+    }
+
+    /// Whether an instance is within the soft limit has changed.
+    pub(crate) fn set_performant(&mut self, service: ServiceHash, one: InstanceId, is: bool) {
+        if let Some(record) = self.record(service, one) {
+            record.set_performant(is);
+        }
+    }
+
+    fn record(&mut self, service: ServiceHash, instance: InstanceId) -> Option<&mut Record> {
+        let known = self.services.peek_mut(&service)?.instances.iter_mut();
+        known.into_iter().find(|known| known.instance == instance).map(|known| &mut known.record)
     }
 
     /// Drops everything on `peer`.
@@ -206,7 +241,7 @@ impl Service {
                 instance,
                 endpoint: endpoint.clone(),
                 load,
-                broken: 0,
+                record: Record::default(),
                 confirmed: now,
             });
             self.watched = None;

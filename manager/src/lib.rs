@@ -88,6 +88,9 @@ pub struct Wish {
     pub deadline: Instant,
     /// Start an instance where none will do.
     pub allocate: bool,
+    /// It could be sent elsewhere if an instance broke off: such a request may be the one
+    /// that finds out whether an instance that failed works again.
+    pub repeatable: bool,
     /// Which request it is for, in our logs.
     pub request: Option<RequestId>,
 }
@@ -101,6 +104,7 @@ impl Wish {
             tried: Vec::new(),
             deadline,
             allocate: true,
+            repeatable: true,
             request: None,
         }
     }

@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     Config, Outcome, Target, Wish,
     allocators::Allocators,
-    cache::{Cache, Known},
+    cache::{Cache, Gate, Known},
     find::Seen,
     flight::{self, Boarded, Flights, How, Landed, Progress, Question},
     moving::{self, Move, Moving, loads::Ticket},
@@ -273,7 +273,7 @@ impl Manager {
         let mut hints = self.inner.cache().look_up(spec.hash, now);
         let mesh = &self.inner.reach.mesh;
         if hints.watch {
-            hints.instances.iter().for_each(|known| mesh.watch(&known.endpoint));
+            hints.instances.iter().for_each(|known| mesh.watch_near(&known.endpoint, limits));
         }
         if hints.refresh {
             let refresh = pilot::refresh(self.inner.clone(), spec.clone());
@@ -287,9 +287,39 @@ impl Manager {
         }
         let candidates = hints.instances.iter().map(|known| self.inner.candidate(known));
         let candidates: Vec<_> = candidates.collect();
+        self.inner.perform(spec, &hints.instances, &candidates);
         let moving = &self.inner.moving;
+        if let Some(index) = self.trial(&hints.instances, &candidates, limits, wish, now)
+            && self.inner.cache().begin_trial(
+                spec.hash,
+                candidates[index].instance,
+                wish.repeatable,
+                now,
+            )
+        {
+            let ticket = moving.begin(candidates[index].instance);
+            return Some((hints.instances.swap_remove(index), ticket));
+        }
         let (index, ticket) = moving.pick(spec, limits, &candidates, &wish.tried, now)?;
         Some((hints.instances.swap_remove(index), ticket))
+    }
+
+    /// The instance that this request may find out about, if there is one to be found
+    /// out about.
+    fn trial(
+        &self,
+        known: &[Known],
+        candidates: &[Candidate],
+        limits: &Requirements,
+        wish: &Wish,
+        now: Instant,
+    ) -> Option<usize> {
+        if !candidates.iter().any(|one| one.passed_over) {
+            return None;
+        }
+        let on_trial = known.iter().map(|one| one.record.gate(wish.repeatable, now) == Gate::Trial);
+        let on_trial: Vec<_> = on_trial.collect();
+        policy::trial(candidates, &on_trial, limits, &wish.tried)
     }
 
     fn board(
@@ -359,12 +389,27 @@ impl Inner {
     pub(crate) fn candidate(&self, known: &Known) -> Candidate {
         let (mesh, peer) = (&self.reach.mesh, known.endpoint.peer);
         let distance = mesh.distance(peer);
+        let now = Instant::now();
+        let ejected_until = known.record.ejected_until(now);
         Candidate {
             in_flight: known.load.in_flight,
-            broken: known.broken,
+            passed_over: known.record.gate(true, now) != Gate::Open,
+            level: known.record.level(),
+            ejected_for: ejected_until.map(|until| until.duration_since(now)),
             silent: distance.is_none() && mesh.is_silent(peer),
             felt: distance.and_then(|distance| distance.felt),
             ..Candidate::new(known.instance, distance.map(|distance| distance.median))
+        }
+    }
+
+    /// Notes whose peers came within the soft limit, or left it.
+    fn perform(&self, spec: &Cached, known: &[Known], candidates: &[Candidate]) {
+        let soft = self.limits(spec, Requirements::default()).soft;
+        for (known, candidate) in known.iter().zip(candidates) {
+            let performs = known.record.performs(candidate.effective(), soft);
+            if performs != known.record.is_performant() {
+                self.cache().set_performant(spec.hash, known.instance, performs);
+            }
         }
     }
 

@@ -10,11 +10,12 @@ use std::{cmp::Reverse, time::Duration};
 use lca::{InstanceId, PeerId, Requirements, ServiceHash};
 use sha2::{Digest as _, Sha256};
 
+use crate::cache::Level;
+
 pub(crate) mod two;
 
-/// Failures in a row after which an instance is used only if there is no other: one
-/// is bad luck, three are a habit.
-const SUSPECT_AFTER: u32 = 3;
+/// Distances below this are equal: they are the noise of a busy machine.
+const NOISE: Duration = Duration::from_millis(2);
 
 /// What is known of an instance when a request has to be sent somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +25,12 @@ pub(crate) struct Candidate {
     pub(crate) rtt: Option<Duration>,
     /// Requests it was working on when it last answered.
     pub(crate) in_flight: u32,
-    /// How often in a row it broke off.
-    pub(crate) broken: u32,
+    /// It has failed of late, and is used only if there is no other.
+    pub(crate) passed_over: bool,
+    /// How good it was when last looked at; for those who ask why.
+    pub(crate) level: Level,
+    /// How long it will yet be passed over in any case.
+    pub(crate) ejected_for: Option<Duration>,
     /// Its peer does not answer at present: a request would wait in vain. It is used
     /// again when its peer answers, or dropped by a flight that finds it dead.
     pub(crate) silent: bool,
@@ -37,7 +42,16 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// One of which nothing else is known.
     pub(crate) fn new(instance: InstanceId, rtt: Option<Duration>) -> Self {
-        Self { instance, rtt, in_flight: 0, broken: 0, silent: false, felt: None }
+        Self {
+            instance,
+            rtt,
+            in_flight: 0,
+            passed_over: false,
+            level: Level::default(),
+            ejected_for: None,
+            silent: false,
+            felt: None,
+        }
     }
 
     /// What to rank by: how far it is, as requests find it.
@@ -91,13 +105,13 @@ pub(crate) fn judge(candidate: &Candidate, limits: &Requirements, tried: &[Insta
         _ if candidate.silent => Verdict::Silent,
         Some(rtt) if !limits.within_hard(rtt) => Verdict::BeyondHard,
         None if limits.hard.is_some() => Verdict::DistanceUnknown,
-        _ if candidate.broken >= SUSPECT_AFTER => Verdict::Suspect,
+        _ if candidate.passed_over => Verdict::Suspect,
         _ => Verdict::Usable,
     }
 }
 
 /// The index of the instance to use: the nearest within hard that was not `tried`, the
-/// less busy and then the lesser id of equally near ones. Those that keep breaking off
+/// less busy and then the lesser id of equally near ones. Those passed over
 /// come last, as do those whose distance is unknown.
 pub(crate) fn choose(
     candidates: &[Candidate],
@@ -114,6 +128,31 @@ pub(crate) fn choose(
         Some(((is_suspect, rtt, candidate.in_flight, candidate.instance), index))
     });
     judged.min().map(|(_, index)| index)
+}
+
+/// The index of the instance on trial that takes a request, by what `on_trial` says of
+/// each candidate: the nearest that could be used at all, if that is worth it. It must not
+/// be beyond soft while another is within, nor more than twice as far: then it is not
+/// missed.
+pub(crate) fn trial(
+    candidates: &[Candidate],
+    on_trial: &[bool],
+    limits: &Requirements,
+    tried: &[InstanceId],
+) -> Option<usize> {
+    let distance = |one: &Candidate| one.effective().unwrap_or(Duration::MAX);
+    let best = candidates.iter().filter(|one| judge(one, limits, tried) == Verdict::Usable);
+    let best = best.map(distance).min();
+    let open = |one: &Candidate| Candidate { passed_over: false, ..*one };
+    let may = candidates.iter().enumerate().filter(|(index, one)| {
+        on_trial.get(*index) == Some(&true) && judge(&open(one), limits, tried) == Verdict::Usable
+    });
+    let (index, one) = may.min_by_key(|(_, one)| (distance(one), one.instance))?;
+    let worth_it = best.is_none_or(|best| {
+        let near = distance(one) <= best.saturating_mul(2).max(NOISE);
+        near && (limits.within_soft(distance(one)) || !limits.within_soft(best))
+    });
+    worth_it.then_some(index)
 }
 
 /// The order in which allocators are asked: none beyond hard; those within soft that
@@ -194,7 +233,7 @@ mod tests {
             let numbered = all.into_iter().enumerate();
             let made = numbered.map(|(n, (rtt, in_flight, broken))| Candidate {
                 in_flight,
-                broken,
+                passed_over: broken >= 3,
                 ..Candidate::new(instance(n as u8), rtt.map(ms))
             });
             made.collect()
@@ -227,7 +266,7 @@ mod tests {
             if let Some(chosen) = chosen.map(|index| all[index]) {
                 prop_assert!(usable(&chosen));
                 let nearer = |c: &&Candidate| c.rtt.is_some_and(|rtt| rtt < chosen.rtt.unwrap_or(Duration::MAX));
-                let sound = |c: &&Candidate| c.broken < SUSPECT_AFTER;
+                let sound = |c: &&Candidate| !c.passed_over;
                 prop_assert!(!all.iter().filter(|c| usable(c)).filter(sound).any(|c| nearer(&c)));
             }
         }
@@ -292,9 +331,44 @@ mod tests {
         assert_eq!(verdict(Candidate { silent: true, rtt: None, ..well }), Verdict::Silent);
         assert_eq!(verdict(Candidate { rtt: Some(ms(21)), ..well }), Verdict::BeyondHard);
         assert_eq!(verdict(Candidate { rtt: None, ..well }), Verdict::DistanceUnknown);
-        assert_eq!(verdict(Candidate { broken: 3, ..well }), Verdict::Suspect);
+        assert_eq!(verdict(Candidate { passed_over: true, ..well }), Verdict::Suspect);
         let unknown = Candidate { rtt: None, ..well };
         assert_eq!(judge(&unknown, &Requirements::default(), &[]), Verdict::Usable);
+    }
+
+    proptest! {
+        #[test]
+        fn a_trial_is_of_one_that_could_be_used_and_costs_little(
+            all in candidates(), limits in requirements(), on in proptest::collection::vec(any::<bool>(), 12),
+        ) {
+            let on_trial: Vec<_> = on.iter().take(all.len()).copied().collect();
+            let passed_over = |(one, on): (&Candidate, &bool)| Candidate { passed_over: one.passed_over || *on, ..*one };
+            let all: Vec<_> = all.iter().zip(&on_trial).map(passed_over).collect();
+            let Some(index) = trial(&all, &on_trial, &limits, &[]) else { return Ok(()) };
+            prop_assert!(on_trial[index]);
+            prop_assert!(all[index].rtt.is_none_or(|rtt| limits.within_hard(rtt)));
+            if let Some(best) = choose(&all, &limits, &[]).map(|index| all[index]).filter(|best| !best.passed_over) {
+                let (rtt, best) = (all[index].effective(), best.effective());
+                let (rtt, best) = (rtt.unwrap_or(Duration::MAX), best.unwrap_or(Duration::MAX));
+                prop_assert!(rtt <= best.saturating_mul(2).max(ms(2)));
+                prop_assert!(limits.within_soft(rtt) || !limits.within_soft(best));
+            }
+        }
+    }
+
+    #[test]
+    fn the_one_on_trial_is_found_out_about_unless_it_is_far_or_nobody_may() {
+        let open = Candidate::new(instance(1), Some(ms(10)));
+        let passed =
+            |rtt| Candidate { passed_over: true, ..Candidate::new(instance(2), Some(ms(rtt))) };
+        let limits = Requirements { soft: Some(ms(15)), hard: Some(ms(50)) };
+        let tries = |rtt, on| trial(&[open, passed(rtt)], &[false, on], &limits, &[]);
+        assert_eq!(tries(12, true), Some(1));
+        assert_eq!(tries(12, false), None);
+        assert_eq!(tries(16, true), None, "it is beyond soft and the other is not");
+        assert_eq!(trial(&[passed(16)], &[true], &limits, &[]), Some(0), "there is no other");
+        assert_eq!(trial(&[passed(51)], &[true], &limits, &[]), None, "it is beyond hard");
+        assert_eq!(trial(&[open, passed(25)], &[false, true], &Requirements::default(), &[]), None);
     }
 
     #[test]
@@ -320,7 +394,7 @@ mod tests {
 
     #[test]
     fn one_that_keeps_breaking_off_is_used_only_if_there_is_no_other() {
-        let near = Candidate { broken: 3, ..Candidate::new(instance(1), Some(ms(1))) };
+        let near = Candidate { passed_over: true, ..Candidate::new(instance(1), Some(ms(1))) };
         let far = Candidate::new(instance(2), Some(ms(9)));
         let limits = Requirements::default();
         assert_eq!(choose(&[near, far], &limits, &[]), Some(1));

@@ -4,6 +4,7 @@ mod allocating;
 mod checking;
 mod explaining;
 mod idle;
+mod levels;
 mod moving;
 mod picking;
 mod registry;

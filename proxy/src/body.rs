@@ -60,6 +60,16 @@ where
         Self { state: Some(Arc::new(Mutex::new(state))) }
     }
 
+    /// Whether there is no body at all.
+    pub(crate) fn is_none(&self) -> bool {
+        self.state.is_none()
+    }
+
+    /// Whether another attempt will be able to send all of it, however far one has come.
+    pub(crate) fn stays_whole(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| lock(state).hold)
+    }
+
     /// Whether another attempt could send all of it.
     pub(crate) fn is_whole(&self) -> bool {
         self.state.as_ref().is_none_or(|state| {

@@ -15,7 +15,7 @@ use lca::{
 use lca_manager::{Manager, Outcome, Target, Wish};
 use lca_node::{
     Node,
-    h1::{self, Body, Failed, Metered},
+    h1::{self, Body, Failed, HeadAfter, Metered},
     mesh,
 };
 use tokio::time::{Instant, timeout_at};
@@ -24,7 +24,7 @@ use crate::{
     Config,
     body::Upload,
     headers::{self, Via},
-    retry::Trouble,
+    retry::{Trouble, is_idempotent},
     route::{Route, route},
 };
 
@@ -152,6 +152,7 @@ impl Forward {
         parts.uri = target.into();
         let Config { hold, peers, attempts, refusals, .. } = self.config;
         let upload = Upload::new(body, hold, peers.quiet);
+        wish.repeatable = upload.stays_whole() && is_idempotent(&parts.method);
         let (mut before, mut last) = (None, None);
         let (mut unseen, mut seen) = (0, 0);
         loop {
@@ -170,7 +171,7 @@ impl Forward {
             let counted = target.counted.at_front();
             let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
             let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
-                Ok(answer) => match self.judge(&target, &answer) {
+                Ok(answer) => match self.judge(&target, &answer, upload.is_none()) {
                     None => {
                         let ended = Ended::Answered(answer.status());
                         return Ok((to_client(answer, counted.download.clone()), ended));
@@ -218,8 +219,8 @@ impl Forward {
     }
 
     /// Whether an answer is the application's, which is reported, or says that there
-    /// is none.
-    fn judge(&self, target: &Target, answer: &Response<Body>) -> Option<Trouble> {
+    /// is none. `bare`: the request had no body, so it was sent at once.
+    fn judge(&self, target: &Target, answer: &Response<Body>, bare: bool) -> Option<Trouble> {
         let headers = answer.headers();
         if let Some(refusal) = headers.get(REFUSAL) {
             return Some(Trouble::Refused(Refusal::from_header(refusal)));
@@ -227,10 +228,20 @@ impl Forward {
         if let Some(failure) = headers.get(FAILURE) {
             return Some(Failure::from_header(failure).into());
         }
-        let load = headers.get(LOAD).map(Load::from_header).unwrap_or_default();
-        self.manager.report(target, Outcome::Answered { load, way: None });
+        let load = headers.get(LOAD).map(Load::from_header);
+        let after = answer.extensions().get::<HeadAfter>().filter(|_| bare);
+        let way = after.zip(load.as_ref()).and_then(|(after, load)| way(*after, load));
+        let load = load.unwrap_or_default();
+        self.manager.report(target, Outcome::Answered { load, way });
         None
     }
+}
+
+/// How long a request was on the way: not what the application took, nor the queue before
+/// it. That much of it is the other side's word; a peer that says too much for it to be
+/// true has said nothing.
+fn way(HeadAfter(after): HeadAfter, load: &Load) -> Option<Duration> {
+    after.checked_sub(load.app)?.checked_sub(load.queue)
 }
 
 fn outcome(trouble: Trouble) -> Outcome {
@@ -295,4 +306,17 @@ fn redirect(location: HeaderValue) -> Response<Body> {
 
 fn header_value(id: &impl ToString) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).expect("ids are visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_is_what_neither_the_application_nor_a_queue_took() {
+        let ms = Duration::from_millis;
+        let load = Load { app: ms(30), queue: ms(5), ..Load::default() };
+        assert_eq!(way(HeadAfter(ms(50)), &load), Some(ms(15)));
+        assert_eq!(way(HeadAfter(ms(34)), &load), None, "it cannot have taken so long");
+    }
 }

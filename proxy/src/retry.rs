@@ -66,8 +66,8 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// RFC 9110 section 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
+/// Whether a method may be repeated: RFC 9110, section 9.2.2.
+pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 

@@ -188,6 +188,36 @@ async fn an_instance_beyond_the_hard_limit_is_never_chosen() -> anyhow::Result<(
 }
 
 #[tokio::test]
+async fn beyond_hard_what_is_under_way_finishes_and_what_is_new_goes_elsewhere()
+-> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("drifts").hard_rtt_ms(50)).await?;
+    assert_eq!(cluster.get("/drifts/hello").await?.status, 200);
+    let holder = usize::from(cluster.instances_of(0).await?.is_empty());
+    let front = cluster.front(0);
+    let long = tokio::spawn(async move { client::get(front, "/drifts/slow?ms=8000").await });
+    eventually("the long request to be under way", async || {
+        let instances = cluster.instances_of(holder).await.map_err(|error| error.to_string())?;
+        let open = instances.iter().filter_map(|one| one.load).any(|load| load.in_flight == 1);
+        if open { Ok(()) } else { Err(format!("{instances:?}")) }
+    })
+    .await;
+    let (proxy, far) = (cluster.proxy(0).peer, cluster.allocator(holder).peer);
+    cluster.link(proxy, far, Profile::rtt(Duration::from_millis(120)));
+    eventually("new requests to go elsewhere", async || {
+        let answer = cluster.get("/drifts/hello").await.map_err(|error| error.to_string())?;
+        assert_eq!(answer.status, 200, "a request saw the move: {}", answer.text());
+        let there = cluster.instances_of(1 - holder).await.map_err(|error| error.to_string())?;
+        if there.len() == 1 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    assert_eq!(long.await??.status, 200, "it was begun within the limit");
+    cluster.heal(proxy, far);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_clients_own_limit_holds_where_the_service_has_none() -> anyhow::Result<()> {
     // The original read milliseconds as nanoseconds: 60 would have refused everything,
     // or nothing.

@@ -11,6 +11,7 @@ use lca::{
 };
 
 use super::{One, allocators::Considered};
+use crate::cache::Level;
 
 /// An instance of which only this is known.
 pub(super) fn instance(
@@ -51,6 +52,7 @@ pub(super) fn instance_reason(
     let rtt = one.candidate.and_then(|candidate| candidate.rtt);
     let away = rtt.map_or("nobody knows how far".to_owned(), |rtt| format!("{rtt:.1?} away"));
     let hard = limits.hard.unwrap_or_default();
+    let level = one.candidate.map_or(Level::Good, |candidate| candidate.level);
     match verdict {
         Told::Chosen | Told::Usable => {
             let place = match verdict {
@@ -61,10 +63,19 @@ pub(super) fn instance_reason(
                 Some(soft) if rtt.is_some_and(|rtt| !limits.within_soft(rtt)) => {
                     format!("{place}: {away}, above the soft limit of {soft:?}")
                 }
+                _ if level == Level::Performant => {
+                    format!("{place}: {away}, on probation since it broke off")
+                }
                 _ => format!("{place}: {away}"),
             }
         }
-        Told::Suspect => "broke off several times in a row".to_owned(),
+        Told::Suspect => {
+            let ejected_for = one.candidate.and_then(|candidate| candidate.ejected_for);
+            let back = ejected_for.map_or("one request at a time tries it".to_owned(), |wait| {
+                format!("tried again in {} s", wait.as_secs() + 1)
+            });
+            format!("broke off of late, used only if there is no other; {back}")
+        }
         Told::BeyondHard => format!("{away}, beyond the hard limit of {hard:?}"),
         Told::DistanceUnknown => {
             format!("{away}, and there is a hard limit of {hard:?}")

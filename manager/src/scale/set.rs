@@ -68,7 +68,10 @@ mod tests {
 
     fn candidate(id: u8, rtt_ms: Option<u64>, broken: u32) -> Candidate {
         let instance = format!("{id:032x}").parse().unwrap();
-        Candidate { broken, ..Candidate::new(instance, rtt_ms.map(Duration::from_millis)) }
+        Candidate {
+            passed_over: broken >= 3,
+            ..Candidate::new(instance, rtt_ms.map(Duration::from_millis))
+        }
     }
 
     fn ids(candidates: &[Candidate], set: &[usize]) -> Vec<InstanceId> {

@@ -89,6 +89,12 @@ pub enum Cause {
     Body,
 }
 
+/// In the extensions of an answer that came on a connection used before: how long after
+/// its request was sent the head came. The first answer on a connection tells of the
+/// handshake as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadAfter(pub Duration);
+
 /// Connections by key. Cheap to clone; the last clone closes what is unused, an answer
 /// being read keeps its own connection.
 pub struct Pool<D: Dial> {
@@ -154,8 +160,12 @@ impl<D: Dial> Pool<D> {
         let (mut request, sent) = outgoing(request);
         while let Some(connection) = self.shared.take(&key) {
             let lease = Lease::new(self.shared.clone(), key.clone(), connection);
+            let began = Instant::now();
             match lease.exchange(request, &sent).await {
-                Ok(answer) => return Ok(answer),
+                Ok(mut answer) => {
+                    answer.extensions_mut().insert(HeadAfter(began.elapsed()));
+                    return Ok(answer);
+                }
                 Err(Attempt::Returned(back, _)) => request = *back,
                 Err(Attempt::Failed(cause, error)) => return Err(Failed::Sent(cause, error)),
             }
