@@ -10,7 +10,7 @@ use std::{
 };
 
 use lca::{
-    Error, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
+    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
     api::{self, proto::Step},
     discovery::Discovery,
     mesh::Mesh,
@@ -34,6 +34,7 @@ use crate::{
     pilot,
     policy::{self, Candidate},
     reach::Reach,
+    scale::{self, Scale, Share},
 };
 
 /// Request ids remembered with who was asked; allocators remember for 10 minutes.
@@ -59,6 +60,7 @@ pub(crate) struct Inner {
     pub(crate) allocators: Allocators,
     pub(crate) flights: Flights,
     pub(crate) moving: Moving,
+    pub(crate) scale: Scale,
     pub(crate) spawner: Spawner,
     metrics: Metrics,
     /// Places for programs that watch instances.
@@ -107,6 +109,7 @@ impl Manager {
             asked: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             flights: Flights::new(config.metrics.clone()),
             moving: Moving::new(config.metrics.clone()),
+            scale: Scale::new(config.metrics.clone()),
             metrics: config.metrics,
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             spawner: spawner.clone(),
@@ -116,6 +119,7 @@ impl Manager {
         };
         let inner = Arc::new(inner);
         spawner.spawn("moving", moving::keep(inner.clone(), spawner.stopping()));
+        spawner.spawn("scale-out", scale::keep(inner.clone(), spawner.stopping()));
         Self { inner }
     }
 
@@ -300,7 +304,12 @@ impl Manager {
             let ticket = moving.begin(candidates[index].instance);
             return Some((hints.instances.swap_remove(index), ticket));
         }
-        let (index, ticket) = moving.pick(spec, limits, &candidates, &wish.tried, now)?;
+        let pick = |avoid: &[_]| moving.pick(spec, limits, &candidates, avoid, now);
+        let share = self.inner.scale.share(spec, now).unwrap_or_default();
+        let (index, ticket) = match surplus(&candidates, limits, &wish.tried, share) {
+            Some(avoid) => pick(&avoid).or_else(|| pick(&wish.tried))?,
+            None => pick(&wish.tried)?,
+        };
         Some((hints.instances.swap_remove(index), ticket))
     }
 
@@ -337,6 +346,22 @@ impl Manager {
         }
         Ok(progress)
     }
+}
+
+/// What a request shall leave alone, where there are more instances than requests are
+/// spread over: what it has tried, and those that are to idle out.
+fn surplus(
+    candidates: &[Candidate],
+    limits: &Requirements,
+    tried: &[InstanceId],
+    share: Share,
+) -> Option<Vec<InstanceId>> {
+    if share == Share::default() {
+        return None;
+    }
+    let set = scale::working_set(candidates, limits, tried, share);
+    let left = candidates.iter().enumerate().filter(|(n, _)| !set.contains(n));
+    Some(tried.iter().copied().chain(left.map(|(_, one)| one.instance)).collect())
 }
 
 /// What an allocator's refusal means to whoever only wanted a service: nothing that it

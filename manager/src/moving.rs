@@ -144,6 +144,12 @@ impl Moving {
         self.lock().loads.begin(instance)
     }
 
+    /// How busy `instance` is as far as anybody knows: requests of ours, and of others
+    /// with the age of that.
+    pub(crate) fn busy(&self, instance: InstanceId, now: Instant) -> course::Busy {
+        self.lock().loads.of(instance, now)
+    }
+
     /// What became of a request: it is over.
     pub(crate) fn report(&self, target: &Target, outcome: Outcome, now: Instant) {
         match outcome {

@@ -4,7 +4,9 @@
 //! requests are spread; `set` says which those are. Nothing is ever stopped from here: an
 //! instance that gets no requests idles out by itself.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody looks yet"))]
+mod act;
 mod control;
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody looks yet"))]
 mod set;
+
+pub(crate) use act::{Scale, keep};
+pub(crate) use set::{Share, working_set};

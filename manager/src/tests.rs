@@ -9,5 +9,6 @@ mod moving;
 mod picking;
 mod registry;
 mod relaying;
+mod scaling;
 mod watching;
 mod world;

@@ -77,6 +77,8 @@ pub struct Manager {
     pub moves: Counters,
     /// Searches for something nearer, by outcome.
     pub looks: Counters,
+    /// Starts of further instances for load, by outcome.
+    pub scale_out: Counters,
 }
 
 /// What an allocator counts.
@@ -258,6 +260,12 @@ impl Manager {
                 &["outcome"],
                 &["found", "allocated", "failed"],
                 "Searches behind the requests for an instance within the soft limit.",
+            ),
+            scale_out: families.counters(
+                "lca_scale_out_total",
+                &["outcome"],
+                &["started", "taken", "refused"],
+                "Times that one more instance was wanted for load, by what came of it.",
             ),
         }
     }

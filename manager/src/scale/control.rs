@@ -26,7 +26,7 @@ use std::{collections::VecDeque, time::Duration};
 use lca::InstanceId;
 use tokio::time::Instant;
 
-/// For how long the load has to be too high before an instance is started: longer than
+/// Over how long the load is watched before an instance is started: longer than
 /// a burst, which is over before a new instance could help, and short beside the seconds
 /// in which a person notices.
 pub(crate) const WINDOW: Duration = Duration::from_secs(3);

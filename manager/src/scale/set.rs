@@ -66,12 +66,9 @@ mod tests {
 
     use super::*;
 
-    fn candidate(id: u8, rtt_ms: Option<u64>, broken: u32) -> Candidate {
+    fn candidate(id: u8, rtt_ms: Option<u64>, passed_over: bool) -> Candidate {
         let instance = format!("{id:032x}").parse().unwrap();
-        Candidate {
-            passed_over: broken >= 3,
-            ..Candidate::new(instance, rtt_ms.map(Duration::from_millis))
-        }
+        Candidate { passed_over, ..Candidate::new(instance, rtt_ms.map(Duration::from_millis)) }
     }
 
     fn ids(candidates: &[Candidate], set: &[usize]) -> Vec<InstanceId> {
@@ -87,14 +84,14 @@ mod tests {
     proptest! {
         #[test]
         fn it_does_not_depend_on_the_order_and_grows_by_adding(
-            all in proptest::collection::vec((proptest::option::of(0u64..200), 0u32..5), 1..12),
+            all in proptest::collection::vec((proptest::option::of(0u64..200), any::<bool>()), 1..12),
             turn in 0usize..12, size in 1usize..12, max in proptest::option::of(1usize..12),
             soft in proptest::option::of(1u64..100), hard in proptest::option::of(100u64..200),
         ) {
             let ms = |ms: Option<u64>| ms.map(Duration::from_millis);
             let limits = Requirements { soft: ms(soft), hard: ms(hard) };
             let numbered = all.iter().enumerate();
-            let all: Vec<_> = numbered.map(|(n, (rtt, broken))| candidate(n as u8, *rtt, *broken)).collect();
+            let all: Vec<_> = numbered.map(|(n, (rtt, passed))| candidate(n as u8, *rtt, *passed)).collect();
             let share = Share { size: Some(size), max };
             let set = working_set(&all, &limits, &[], share);
             let mut turned = all.clone();
@@ -117,7 +114,11 @@ mod tests {
 
     #[test]
     fn the_nearest_come_first_and_then_the_least_ids() {
-        let all = [candidate(1, Some(40), 0), candidate(3, Some(1), 0), candidate(2, Some(2), 0)];
+        let all = [
+            candidate(1, Some(40), false),
+            candidate(3, Some(1), false),
+            candidate(2, Some(2), false),
+        ];
         let limits = Requirements::default();
         let set = |size| ids(&all, &working_set(&all, &limits, &[], share(size)));
         assert_eq!(set(1), [all[2].instance]);
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn beyond_the_most_the_greatest_ids_are_left_out_wherever_they_are() {
-        let all = [candidate(1, Some(40), 0), candidate(2, Some(1), 0)];
+        let all = [candidate(1, Some(40), false), candidate(2, Some(1), false)];
         let limits = Requirements::default();
         let share = Share { size: None, max: Some(1) };
         assert_eq!(working_set(&all, &limits, &[], share), [0], "the same for who is elsewhere");
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn without_a_number_and_without_a_usable_one_nothing_is_left_out() {
-        let all = [candidate(1, Some(1), 0), candidate(2, Some(90), 9)];
+        let all = [candidate(1, Some(1), false), candidate(2, Some(90), true)];
         let limits = Requirements::default();
         assert_eq!(working_set(&all, &limits, &[], Share::default()), [0, 1]);
         let hard = Requirements { soft: None, hard: Some(Duration::from_micros(1)) };

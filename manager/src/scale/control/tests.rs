@@ -100,6 +100,11 @@ impl Fleet {
                 (grown, report.enough_after) = (now, None);
             }
             before = demand;
+            // The first request gets one, by the way that all first requests go.
+            if all.is_empty() && demand > 0 {
+                all.push(one(next, now));
+                next += 1;
+            }
             // Each manager spreads its part over its working set: the least ids first.
             let ready: Vec<usize> = (0..all.len()).filter(|n| all[*n].ready <= now).collect();
             all.iter_mut().for_each(|one| one.in_flight = 0);
@@ -110,6 +115,9 @@ impl Fleet {
                 let known = if known.is_empty() { ready.clone() } else { known };
                 let set = &known[..manager.control.size().min(known.len())];
                 let part = share(demand, self.managers, n);
+                if set.is_empty() {
+                    continue; // they wait for the first one
+                }
                 for request in 0..part {
                     all[set[(request as usize + n) % set.len()]].in_flight += 1;
                 }
