@@ -268,7 +268,7 @@ impl Specs {
         match answer {
             Answer::Spec { spec, from } => {
                 cache.reached();
-                let cached = cache.answered(spec, from, asked, now);
+                let cached = cache.answered(*spec, from, asked, now);
                 drop(cache);
                 self.shared.changed.notify_one();
                 Ok(cached)

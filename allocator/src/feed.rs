@@ -56,6 +56,7 @@ pub(crate) struct Which {
 
 /// One thing that watchers are told.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "each is behind an Arc, and most are the large one")]
 enum Change {
     /// There it is, or it has changed.
     Put(Arc<Entry>, proto::Instance),

@@ -8,6 +8,7 @@
 
 mod admission;
 pub mod announce;
+pub mod claims;
 pub mod driver;
 mod failures;
 mod feed;
@@ -32,6 +33,7 @@ use lca::{
     api::proto::{allocator_server::AllocatorServer, instances_server::InstancesServer},
     artifact,
     discovery::Discovery,
+    mesh::Mesh,
     metrics::Metrics,
     shutdown::Spawner,
     specs::Specs,
@@ -43,6 +45,7 @@ pub use driver::Driver;
 pub use told::Told;
 
 use crate::{
+    claims::holder::Holder,
     ledger::{Ledger, Left},
     lifecycle::State,
     outside::{Catalog, Gate, real},
@@ -172,6 +175,8 @@ pub struct Collaborators {
     pub specs: Specs,
     /// Where instances are announced.
     pub discovery: Arc<dyn Discovery>,
+    /// Asks other allocators what they run, where claims are held.
+    pub mesh: Arc<dyn Mesh>,
     /// Lets requests in.
     pub ingress: Ingress,
     /// Gives each instance a front; without it instances cannot call other services.
@@ -192,6 +197,7 @@ struct Parts {
     gate: Arc<dyn Gate>,
     fronts: Option<Arc<dyn Fronts>>,
     discovery: Arc<dyn Discovery>,
+    mesh: Arc<dyn Mesh>,
     ledger: Ledger,
 }
 
@@ -206,7 +212,7 @@ impl Allocator {
         collaborators: Collaborators,
         spawner: &Spawner,
     ) -> Result<Self> {
-        let Collaborators { driver, specs, discovery, ingress, fronts } = collaborators;
+        let Collaborators { driver, specs, discovery, mesh, ingress, fronts } = collaborators;
         let (artifacts, state) = (config.data_dir.join("artifacts"), config.data_dir.join("state"));
         let opened = tokio::task::spawn_blocking(move || {
             Ok::<_, Error>((artifact::Store::open(&artifacts)?, Ledger::open(&state)?))
@@ -215,12 +221,13 @@ impl Allocator {
             Error::new(Kind::Internal, "opening the data folder was cut short").because(error)
         })??;
         let catalog = Arc::new(real::Shelf { specs, store });
-        let parts = Parts { driver, catalog, gate: Arc::new(ingress), fronts, discovery, ledger };
+        let gate = Arc::new(ingress);
+        let parts = Parts { driver, catalog, gate, fronts, discovery, mesh, ledger };
         Ok(Self::build(config, parts, left, spawner).await)
     }
 
     async fn build(config: Config, parts: Parts, left: Left, spawner: &Spawner) -> Self {
-        let Parts { driver, catalog, gate, fronts, discovery, ledger } = parts;
+        let Parts { driver, catalog, gate, fronts, discovery, mesh, ledger } = parts;
         let supervisor = Arc::new(Supervisor {
             config,
             driver,
@@ -230,6 +237,7 @@ impl Allocator {
             discovery: discovery.clone(),
             spawner: spawner.clone(),
             ledger,
+            holder: Holder::new(mesh),
             ports: Default::default(),
             changed: Default::default(),
             feed: Default::default(),

@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 
 use crate::{
     Allocator,
+    claims::holder::Asked,
     driver::{Begin, Output},
     feed::{self, Which},
     requests::{Mode, Wanted},
@@ -62,6 +63,15 @@ impl allocator_server::Allocator for Allocator {
             joined: allocated.joined,
             steps: allocated.steps,
         }))
+    }
+
+    async fn claim(
+        &self,
+        request: Request<proto::ClaimRequest>,
+    ) -> Result<Response<proto::ClaimResponse>, Status> {
+        let caller = Caller::of(&request);
+        let asked = Asked::read(caller, request.get_ref())?;
+        Ok(Response::new(self.supervisor.claim(asked).await?))
     }
 
     async fn release(
@@ -158,6 +168,11 @@ impl Supervisor {
     pub(crate) fn describe(&self, entry: &Entry) -> proto::Instance {
         let own = self.discovery.own();
         let view = entry.view.borrow();
+        let (by, request_id) = match &entry.call {
+            Some((Caller::Peer(peer), id)) => (peer.to_string(), id.to_string()),
+            Some((Caller::Local, id)) => (String::new(), id.to_string()),
+            None => Default::default(),
+        };
         proto::Instance {
             id: entry.id.to_string(),
             service: entry.spec.name.to_string(),
@@ -173,6 +188,8 @@ impl Supervisor {
             load: entry.load().map(Into::into),
             rtt_us: None,
             pid: view.pid,
+            requested_by: by,
+            request_id,
         }
     }
 }

@@ -23,6 +23,7 @@ use tokio::{
 
 use crate::{
     Config, Fronts, admission,
+    claims::holder::Holder,
     driver::Driver,
     failures::Failures,
     feed::Feed,
@@ -50,6 +51,7 @@ pub(crate) struct Supervisor {
     pub(crate) discovery: Arc<dyn Discovery>,
     pub(crate) spawner: Spawner,
     pub(crate) ledger: Ledger,
+    pub(crate) holder: Holder,
     pub(crate) ports: Ports,
     /// Told when what is served may have changed.
     pub(crate) changed: Arc<Notify>,
@@ -241,7 +243,7 @@ impl Books {
                 entry.touch();
                 Decided::Join(entry)
             }
-            None => Decided::Start(self.admit(config, wanted, spec, now)?),
+            None => Decided::Start(self.admit(config, (caller, id.clone()), wanted, spec, now)?),
         };
         let (Decided::Join(entry) | Decided::Start(entry) | Decided::Known(entry)) = &decided;
         self.requests.record(caller, id, wanted.clone(), entry.id, now);
@@ -251,6 +253,7 @@ impl Books {
     fn admit(
         &mut self,
         config: &Config,
+        call: (Caller, RequestId),
         wanted: &Wanted,
         spec: Spec,
         now: Instant,
@@ -270,7 +273,7 @@ impl Books {
             config.refused(missing);
             error
         })?;
-        let entry = Arc::new(Entry::new(spec, wanted.hash, now));
+        let entry = Arc::new(Entry::new(spec, wanted.hash, Some(call), now));
         self.table.insert(entry.clone());
         Ok(entry)
     }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use lca::{
-    Error, InstanceId, InstancePrefix, Kind, Result, ServiceHash, Spec, api::proto, headers::Load,
+    Error, InstanceId, InstancePrefix, Kind, RequestId, Result, ServiceHash, Spec,
+    api::{Caller, proto},
+    headers::Load,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -54,6 +56,8 @@ pub(crate) struct Entry {
     pub(crate) spec: Spec,
     pub(crate) hash: ServiceHash,
     pub(crate) admitted: Instant,
+    /// The call that had it started, if that is remembered.
+    pub(crate) call: Option<(Caller, RequestId)>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) ask: watch::Sender<Ask>,
     /// The owner's, so that the load can be seen; it goes with the owner.
@@ -61,8 +65,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(spec: Spec, hash: ServiceHash, now: Instant) -> Self {
-        Self::made(InstanceId::random(), spec, hash, now)
+    pub(crate) fn new(
+        spec: Spec,
+        hash: ServiceHash,
+        call: Option<(Caller, RequestId)>,
+        now: Instant,
+    ) -> Self {
+        Self { call, ..Self::made(InstanceId::random(), spec, hash, now) }
     }
 
     /// One that an earlier run admitted.
@@ -86,6 +95,7 @@ impl Entry {
             spec,
             hash,
             admitted: now,
+            call: None,
             view: watch::Sender::new(view),
             ask: watch::Sender::new(Ask::Live),
             door: Mutex::default(),
@@ -278,7 +288,7 @@ mod tests {
         })
         .unwrap();
         let hash = spec.hash();
-        Arc::new(Entry::new(spec, hash, Instant::now()))
+        Arc::new(Entry::new(spec, hash, None, Instant::now()))
     }
 
     #[test]

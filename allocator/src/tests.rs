@@ -1,6 +1,7 @@
 //! Stories of one allocator: its policy on the fake driver, and the whole of it on
 //! real processes. Specs and ingress are twins that do as they are told.
 
+mod claiming;
 mod policy;
 mod real;
 mod takeover;

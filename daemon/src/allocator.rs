@@ -103,6 +103,7 @@ impl App {
             driver,
             specs: base.specs.clone(),
             discovery: Arc::new(base.node.clone()),
+            mesh: Arc::new(base.node.clone()),
             ingress: ingress.clone(),
             fronts: Some(Arc::new(fronts)),
         };

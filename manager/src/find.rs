@@ -173,7 +173,15 @@ async fn next_found(finding: &mut Option<Finding>) -> Option<Found> {
     }
 }
 
-async fn ask(reach: &Reach, service: ServiceHash, endpoint: &Arc<Endpoint>) -> Result<Seen> {
+/// What one peer has ready of a service, and how far it is.
+///
+/// # Errors
+/// If it does not answer in time.
+pub(crate) async fn ask(
+    reach: &Reach,
+    service: ServiceHash,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Seen> {
     let which =
         proto::ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
     let (rtt, instances) =

@@ -11,8 +11,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     allocate::{Order, allocate},
+    claims::Ticket,
     find::{Event, Search, Seen},
     flight::{Flight, How, Landed},
+    limit::{self, Leave},
     manager::Inner,
     policy::{self, Candidate},
 };
@@ -152,8 +154,15 @@ async fn last_look(
 }
 
 async fn ensure(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed> {
-    let order = order(spec, flight, Mode::Ensure, None);
-    let landed = carry_out(inner, &order, flight, |_| {}).await?;
+    let mut order = order(spec, flight, Mode::Ensure, None);
+    let mut ticket = None;
+    if let Some(max) = spec.spec.max_instances {
+        match limit::start_or_use(inner, spec, max, flight).await? {
+            Leave::Start(leave, id) => (ticket, order.request_id) = (Some(leave), id),
+            Leave::Use(landed) => return Ok(landed),
+        }
+    }
+    let landed = carry_out(inner, &order, ticket, flight, |_| {}).await?;
     if flight.question().avoids().contains(&landed.instance) {
         // The request has been there, and this manager does not start a second one.
         return Err(Error::new(
@@ -167,7 +176,12 @@ async fn ensure(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed>
 
 async fn start_another(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed> {
     let order = order(spec, flight, Mode::New, inner.asked_with(flight.id()));
-    carry_out(inner, &order, flight, |peer| inner.remember(flight.id().clone(), peer)).await
+    let ticket = match spec.spec.max_instances {
+        // The same call again is answered with what it has started.
+        Some(max) if order.first.is_none() => Some(limit::start(inner, spec, max, flight).await?),
+        _ => None,
+    };
+    carry_out(inner, &order, ticket, flight, |peer| inner.remember(flight.id().clone(), peer)).await
 }
 
 fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> Order {
@@ -185,11 +199,19 @@ fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> O
 async fn carry_out(
     inner: &Inner,
     order: &Order,
+    ticket: Option<Ticket>,
     flight: &Flight,
     asking: impl Fn(PeerId),
 ) -> Result<Landed> {
-    let landed = allocate(&inner.reach, &inner.allocators, order, flight, asking).await?;
+    let starting = allocate(&inner.reach, &inner.allocators, order, flight, asking);
+    let landed = match &ticket {
+        Some(ticket) => ticket.held(starting).await?,
+        None => starting.await?,
+    };
     let Landed { instance, endpoint, .. } = &landed;
+    if let Some(ticket) = ticket {
+        ticket.became(*instance, endpoint.peer);
+    }
     inner.cache().add(order.service, *instance, endpoint, Load::default(), Instant::now());
     Ok(landed)
 }

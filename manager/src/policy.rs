@@ -198,6 +198,14 @@ fn step_of(rtt: Duration) -> (u32, Duration) {
     }
 }
 
+/// Peers in the order that all managers share, whatever they measure: highest weight first.
+pub(crate) fn by_rendezvous(service: ServiceHash, peers: &[PeerId]) -> Vec<PeerId> {
+    let mut ordered = peers.to_vec();
+    ordered.sort_by_cached_key(|peer| (Reverse(rendezvous(service, *peer)), *peer));
+    ordered.dedup();
+    ordered
+}
+
 /// The weight of a peer for a service (highest random weight hashing).
 fn rendezvous(service: ServiceHash, peer: PeerId) -> [u8; 32] {
     Sha256::new()

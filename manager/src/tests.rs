@@ -2,6 +2,7 @@
 
 mod allocating;
 mod checking;
+mod claiming;
 mod explaining;
 mod idle;
 mod levels;
@@ -10,5 +11,6 @@ mod picking;
 mod registry;
 mod relaying;
 mod scaling;
+mod stampede;
 mod watching;
 mod world;

@@ -62,7 +62,7 @@ pub(super) enum Answer {
     /// It is this.
     Spec {
         /// The spec.
-        spec: Spec,
+        spec: Box<Spec>,
         /// Who says so.
         from: PeerId,
     },
@@ -152,7 +152,9 @@ impl Registries {
         while let Ok(Some(registry)) = timeout_at(deadline, candidates.next()).await {
             let peer = registry.peer;
             match self.ask_one(&registry, name).await {
-                Ok(spec) if spec.revision >= least => return Answer::Spec { spec, from: peer },
+                Ok(spec) if spec.revision >= least => {
+                    return Answer::Spec { spec: Box::new(spec), from: peer };
+                }
                 Ok(spec) => {
                     if best.as_ref().is_none_or(|(best, _)| best.revision < spec.revision) {
                         best = Some((spec, peer));
@@ -170,7 +172,7 @@ impl Registries {
             }
         }
         match best {
-            Some((spec, from)) => Answer::Spec { spec, from },
+            Some((spec, from)) => Answer::Spec { spec: Box::new(spec), from },
             None if denied => Answer::Denied { silent },
             None => Answer::Silence,
         }

@@ -203,6 +203,14 @@ impl World {
         Self::on(peers, Arc::default(), driver, config).await
     }
 
+    /// Two allocators in one network.
+    pub(super) async fn pair(one: Arc<dyn Driver>, two: Arc<dyn Driver>) -> (Self, Self) {
+        let network = Network::default();
+        let join = || (network.join(&[Role::Allocator]), network.join(&[]));
+        let one = Self::on(join(), Arc::default(), one, config()).await;
+        (one, Self::on(join(), Arc::default(), two, config()).await)
+    }
+
     /// The next run of this allocator, after a crash or a stop.
     pub(super) async fn again(self, driver: Arc<dyn Driver>, config: Config) -> Self {
         let Self { own, other, shelf, .. } = self;
@@ -227,6 +235,7 @@ impl World {
             gate: Arc::new(ways.clone()),
             fronts: Some(fronts.clone()),
             discovery: Arc::new(own.clone()),
+            mesh: Arc::new(own.clone()),
             ledger,
         };
         let allocator = Allocator::build(config, parts, left, &tasks.spawner()).await;

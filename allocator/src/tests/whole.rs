@@ -42,11 +42,13 @@ async fn allocator(network: &Network, dir: &Path, tasks: &Tasks) -> Peer {
     let peer = network.join(&[Role::Allocator]);
     let spawner = tasks.spawner();
     let (discovery, mesh) = (Arc::new(peer.clone()), Arc::new(peer.clone()));
-    let specs = Specs::start(specs::Config::default(), discovery.clone(), mesh, &spawner).unwrap();
+    let specs =
+        Specs::start(specs::Config::default(), discovery.clone(), mesh.clone(), &spawner).unwrap();
     let collaborators = Collaborators {
         driver: Arc::new(Process::open(&dir.join("instances")).unwrap()),
         specs,
         discovery,
+        mesh,
         ingress: Ingress::new(lca_ingress::Config::default(), Default::default()),
         fronts: None,
     };

@@ -366,6 +366,10 @@ impl Allocator for Fake {
         Err(Status::unimplemented(""))
     }
 
+    async fn claim(&self, _: Request<proto::ClaimRequest>) -> Answer<proto::ClaimResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn release(
         &self,
         request: Request<proto::ReleaseRequest>,

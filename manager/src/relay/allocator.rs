@@ -1,5 +1,5 @@
-//! `Allocator`: `Release` and `Logs` go to whoever has the instance; `Allocate` and
-//! `Describe` to this node's own allocator, for choosing one is the `Manager`
+//! `Allocator`: `Release` and `Logs` go to whoever has the instance; `Allocate`, `Claim`
+//! and `Describe` to this node's own allocator, for choosing one is the `Manager`
 //! service's work.
 
 use std::{sync::Arc, time::Duration};
@@ -36,6 +36,14 @@ impl Allocator for Relay {
     ) -> Result<Response<proto::AllocateResponse>, Status> {
         let mut allocator = self.own_allocator().await?;
         pass_slow(WHAT, api::MAX_CALL, request, |request| allocator.allocate(request)).await
+    }
+
+    async fn claim(
+        &self,
+        request: Request<proto::ClaimRequest>,
+    ) -> Result<Response<proto::ClaimResponse>, Status> {
+        let mut allocator = self.own_allocator().await?;
+        pass(WHAT, request, |request| allocator.claim(request)).await
     }
 
     async fn release(

@@ -101,7 +101,13 @@ impl World {
 
     pub(crate) fn allocator_that(&self, behaviour: Behaviour) -> FakeAllocator {
         let peer = self.network.join(&[Role::Allocator]);
-        let state = State { behaviour, instances: Vec::new(), asked: Vec::new() };
+        let state = State {
+            behaviour,
+            instances: Vec::new(),
+            asked: Vec::new(),
+            claimed: Vec::new(),
+            taken: None,
+        };
         let (state, feed) = (Arc::new(Mutex::new(state)), broadcast::Sender::new(64));
         let allocator = FakeAllocator { peer, state, feed };
         allocator.peer.serve(
@@ -175,6 +181,9 @@ struct State {
     behaviour: Behaviour,
     instances: Vec<Instance>,
     asked: Vec<AllocateRequest>,
+    claimed: Vec<proto::ClaimRequest>,
+    /// What it says to claims; `None`: granted.
+    taken: Option<proto::ClaimResponse>,
 }
 
 impl FakeAllocator {
@@ -185,6 +194,16 @@ impl FakeAllocator {
     /// What it was asked to start.
     pub(crate) fn asked(&self) -> Vec<AllocateRequest> {
         self.lock().asked.clone()
+    }
+
+    /// What it was told of claims.
+    pub(crate) fn claimed(&self) -> Vec<proto::ClaimRequest> {
+        self.lock().claimed.clone()
+    }
+
+    /// What it says from now on to whoever claims; `None`: granted.
+    pub(crate) fn says_taken(&self, taken: Option<proto::ClaimResponse>) {
+        self.lock().taken = taken;
     }
 
     /// Starts an instance by itself and announces it.
@@ -301,6 +320,17 @@ impl Allocator for FakeAllocator {
             joined: joined.is_some(),
             steps,
         }))
+    }
+
+    async fn claim(
+        &self,
+        request: Request<proto::ClaimRequest>,
+    ) -> Result<Response<proto::ClaimResponse>, Status> {
+        self.hang().await;
+        let mut state = self.lock();
+        state.claimed.push(request.into_inner());
+        let granted = proto::ClaimResponse { granted: true, ..Default::default() };
+        Ok(Response::new(state.taken.clone().unwrap_or(granted)))
     }
 
     async fn release(

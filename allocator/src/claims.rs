@@ -1,0 +1,375 @@
+//! Who may start one more instance of a service, as far as this allocator is asked: it
+//! is one of the two *holders* of that service's claims.
+//!
+//! ```text
+//!            claim                       bind
+//!  nobody ───────────► claim of a caller ───────► instance ───► gone
+//!            ▲               │                        (a peer says that it has ended,
+//!            └───────────────┘                         or does not answer)
+//!        given back, or its time is over
+//! ```
+//!
+//! Plain data; the time comes in as `now`, and what peers say of their instances as
+//! [`Survey`]s, which `holder` makes. Nothing is written to disk and nobody renews what
+//! an instance counts: a holder that has started anew, or has not looked for a while, asks
+//! the allocators before it grants, and those where instances are before it refuses.
+//!
+//! Invariant: what is granted, together with what is known to run, is never more than the
+//! limit it was granted under.
+
+pub(crate) mod holder;
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use lca::{Error, InstanceId, Kind, PeerId, RequestId, Result, ServiceHash};
+use lru::LruCache;
+use tokio::time::Instant;
+
+/// Services whose claims are held; the one claimed least recently makes room, and is
+/// surveyed anew when it is claimed again.
+const MAX_SERVICES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// Claims of one service at the same time: as many as it may have instances.
+const MAX_CLAIMS: usize = lca::Spec::MAX_INSTANCES as usize;
+/// Instances counted of one service: those of all its claims, and as many again that
+/// were started without.
+const MAX_COUNTED: usize = 2 * MAX_CLAIMS;
+/// Longest a claim is held without being renewed. Managers ask for less; this bounds what
+/// a wrong one can block.
+pub const MAX_TTL: Duration = Duration::from_secs(60);
+/// How long a look at all allocators is good for. What is started meanwhile is claimed
+/// here; what was claimed elsewhere, by a manager that knows other holders, is noticed
+/// after this.
+pub const SURVEYED: Duration = Duration::from_secs(10);
+/// How long it is believed that an instance is there, before somebody is refused because
+/// of it: as long as losing one peer's probe may take.
+pub const SEEN: Duration = Duration::from_secs(1);
+/// When there may be room for another claim.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// Who claims, and for which call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claimant {
+    /// The peer; `None` is a program of this machine.
+    pub peer: Option<PeerId>,
+    /// The id of the allocation that is to follow.
+    pub request: RequestId,
+}
+
+/// What a holder says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is held for the caller.
+    Granted,
+    /// There are as many as there may be.
+    Taken {
+        /// The instances that count.
+        instances: Vec<(InstanceId, PeerId)>,
+        /// Claims of others that count.
+        claims: u32,
+    },
+    /// All allocators are to be asked first.
+    LookEverywhere,
+    /// These peers are to be asked first.
+    LookAt(Vec<PeerId>),
+}
+
+/// What peers said when they were asked for their instances of a service.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// Before anybody was asked.
+    pub begun: Instant,
+    /// Whether all known allocators were asked.
+    pub everywhere: bool,
+    /// What each runs; `None`: it does not answer.
+    pub said: HashMap<PeerId, Option<Vec<Running>>>,
+}
+
+/// An instance that is starting or takes requests.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Its id.
+    pub instance: InstanceId,
+    /// Whose call started it, if that is known.
+    pub claimant: Option<Claimant>,
+}
+
+/// The claims one allocator holds.
+#[derive(Debug)]
+pub struct Claims {
+    services: LruCache<ServiceHash, Service>,
+}
+
+#[derive(Debug, Default)]
+struct Service {
+    /// And until when each is held.
+    claims: HashMap<Claimant, Instant>,
+    instances: HashMap<InstanceId, Counted>,
+    /// When all allocators were last asked.
+    surveyed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    peer: PeerId,
+    /// When it was last known to be there.
+    seen: Instant,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self { services: LruCache::new(MAX_SERVICES) }
+    }
+}
+
+impl Claims {
+    /// Asks for one more, where there may be `limit`, or to hold it longer.
+    ///
+    /// # Errors
+    /// [`Kind::NoCapacity`] if there are too many claims of this service.
+    pub fn claim(
+        &mut self,
+        service: ServiceHash,
+        claimant: &Claimant,
+        limit: u32,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Answer> {
+        let held = self.services.get_or_insert_mut(service, Service::default);
+        held.expire(now);
+        let until = now + ttl.min(MAX_TTL);
+        if let Some(held_until) = held.claims.get_mut(claimant) {
+            *held_until = until;
+            return Ok(Answer::Granted);
+        }
+        if held.surveyed.is_none_or(|at| now >= at + SURVEYED) {
+            return Ok(Answer::LookEverywhere);
+        }
+        let counts = held.claims.len() + held.instances.len();
+        if counts < limit as usize {
+            if held.claims.len() >= MAX_CLAIMS {
+                return Err(Error::new(Kind::NoCapacity, "too many claims are held for it")
+                    .retry_after(BUSY));
+            }
+            held.claims.insert(claimant.clone(), until);
+            return Ok(Answer::Granted);
+        }
+        let old = held.instances.values().filter(|counted| now >= counted.seen + SEEN);
+        let old: HashSet<_> = old.map(|counted| counted.peer).collect();
+        if !old.is_empty() {
+            return Ok(Answer::LookAt(old.into_iter().collect()));
+        }
+        Ok(Answer::Taken {
+            instances: held.instances.iter().map(|(id, counted)| (*id, counted.peer)).collect(),
+            claims: u32::try_from(held.claims.len()).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// The claim is no longer wanted: nothing was started with it.
+    pub fn give_back(&mut self, service: ServiceHash, claimant: &Claimant) {
+        if let Some(held) = self.services.peek_mut(&service) {
+            held.claims.remove(claimant);
+        }
+    }
+
+    /// The claim has become this instance, which counts instead of it.
+    pub fn bind(
+        &mut self,
+        service: ServiceHash,
+        claimant: &Claimant,
+        instance: InstanceId,
+        peer: PeerId,
+        now: Instant,
+    ) {
+        let held = self.services.get_or_insert_mut(service, Service::default);
+        held.claims.remove(claimant);
+        held.count(instance, peer, now);
+    }
+
+    /// What peers said. An instance of a claim that is held counts as that claim; one that
+    /// was bound after the survey began is not undone by it.
+    pub fn surveyed(&mut self, service: ServiceHash, survey: &Survey) {
+        let held = self.services.get_or_insert_mut(service, Service::default);
+        held.instances.retain(|id, counted| {
+            let Some(said) = survey.said.get(&counted.peer) else { return true };
+            let there = said.iter().flatten().any(|running| running.instance == *id);
+            there || counted.seen >= survey.begun
+        });
+        for (peer, running) in &survey.said {
+            for Running { instance, claimant } in running.iter().flatten() {
+                if !claimant.as_ref().is_some_and(|claimant| held.claims.contains_key(claimant)) {
+                    held.count(*instance, *peer, survey.begun);
+                }
+            }
+        }
+        if survey.everywhere {
+            held.surveyed = held.surveyed.max(Some(survey.begun));
+        }
+    }
+}
+
+impl Service {
+    /// Drops claims whose time is over. Whoever had one may have started something and
+    /// died before saying so: that is looked for before anything is granted again.
+    fn expire(&mut self, now: Instant) {
+        let before = self.claims.len();
+        self.claims.retain(|_, until| now < *until);
+        if self.claims.len() < before {
+            self.surveyed = None;
+        }
+    }
+
+    fn count(&mut self, instance: InstanceId, peer: PeerId, seen: Instant) {
+        if let Some(counted) = self.instances.get_mut(&instance) {
+            counted.seen = counted.seen.max(seen);
+        } else if self.instances.len() < MAX_COUNTED {
+            self.instances.insert(instance, Counted { peer, seen });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: ServiceHash = ServiceHash::from_sha256([1; 32]);
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_public_key([n; 32])
+    }
+
+    fn claimant(n: u8) -> Claimant {
+        Claimant { peer: Some(peer(n)), request: format!("r{n}").parse().unwrap() }
+    }
+
+    /// All of them were asked, and this is what runs.
+    fn survey(begun: Instant, running: &[(u8, InstanceId, Option<u8>)]) -> Survey {
+        let mut said: HashMap<_, _> = (100..105).map(|n| (peer(n), Some(Vec::new()))).collect();
+        for (at, instance, by) in running {
+            let running = Running { instance: *instance, claimant: by.map(claimant) };
+            said.get_mut(&peer(*at)).unwrap().as_mut().unwrap().push(running);
+        }
+        Survey { begun, everywhere: true, said }
+    }
+
+    fn looked(now: Instant) -> Claims {
+        let mut claims = Claims::default();
+        claims.surveyed(SERVICE, &survey(now, &[]));
+        claims
+    }
+
+    fn claim(claims: &mut Claims, by: u8, limit: u32, now: Instant) -> Answer {
+        claims.claim(SERVICE, &claimant(by), limit, TTL, now).unwrap()
+    }
+
+    fn taken(instances: &[(InstanceId, u8)], claims: u32) -> Answer {
+        let instances = instances.iter().map(|(id, at)| (*id, peer(*at))).collect();
+        Answer::Taken { instances, claims }
+    }
+
+    #[test]
+    fn one_claim_is_granted_and_the_next_waits_until_it_is_given_back() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted, "the same one, longer");
+        assert_eq!(claim(&mut claims, 2, 1, now), taken(&[], 1));
+        assert_eq!(claim(&mut claims, 2, 2, now), Answer::Granted, "where there may be two");
+        claims.give_back(SERVICE, &claimant(1));
+        assert_eq!(claim(&mut claims, 3, 2, now), Answer::Granted);
+    }
+
+    #[test]
+    fn a_claim_becomes_its_instance_and_ends_with_it() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        let instance = InstanceId::random();
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
+        claims.bind(SERVICE, &claimant(1), instance, peer(100), now);
+        assert_eq!(claim(&mut claims, 2, 1, now), taken(&[(instance, 100)], 0));
+        // Before somebody is refused for what was seen a while ago, it is looked at.
+        let later = now + SEEN;
+        assert_eq!(claim(&mut claims, 2, 1, later), Answer::LookAt(vec![peer(100)]));
+        let look = |said| Survey {
+            begun: later,
+            everywhere: false,
+            said: HashMap::from([(peer(100), said)]),
+        };
+        claims.surveyed(SERVICE, &look(Some(vec![Running { instance, claimant: None }])));
+        assert_eq!(claim(&mut claims, 2, 1, later), taken(&[(instance, 100)], 0));
+        claims.surveyed(SERVICE, &Survey { begun: later + SEEN, ..look(None) });
+        assert_eq!(claim(&mut claims, 2, 1, later + SEEN), Answer::Granted);
+    }
+
+    #[test]
+    fn a_claimant_that_dies_blocks_for_its_time_and_what_it_started_is_found() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
+        let later = now + TTL;
+        assert_eq!(claim(&mut claims, 2, 1, later), Answer::LookEverywhere);
+        let instance = InstanceId::random();
+        claims.surveyed(SERVICE, &survey(later, &[(101, instance, Some(1))]));
+        assert_eq!(claim(&mut claims, 2, 1, later), taken(&[(instance, 101)], 0));
+    }
+
+    #[test]
+    fn a_holder_that_has_started_anew_looks_before_it_grants() {
+        let now = Instant::now();
+        let mut claims = Claims::default();
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::LookEverywhere);
+        let instance = InstanceId::random();
+        claims.surveyed(SERVICE, &survey(now, &[(102, instance, None)]));
+        assert_eq!(claim(&mut claims, 1, 1, now), taken(&[(instance, 102)], 0));
+        assert_eq!(claim(&mut claims, 1, 2, now + SURVEYED), Answer::LookEverywhere);
+    }
+
+    #[test]
+    fn an_instance_that_starts_counts_once_with_its_claim() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        assert_eq!(claim(&mut claims, 1, 2, now), Answer::Granted);
+        claims.surveyed(SERVICE, &survey(now, &[(100, InstanceId::random(), Some(1))]));
+        assert_eq!(claim(&mut claims, 2, 2, now), Answer::Granted);
+    }
+
+    #[test]
+    fn a_look_that_began_before_an_instance_was_bound_does_not_lose_it() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        let begun = now + SEEN;
+        let instance = InstanceId::random();
+        assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
+        claims.bind(SERVICE, &claimant(1), instance, peer(100), begun + SEEN);
+        claims.surveyed(SERVICE, &survey(begun, &[]));
+        assert_eq!(claim(&mut claims, 2, 1, begun + SEEN), taken(&[(instance, 100)], 0));
+    }
+
+    #[test]
+    fn nothing_grows_without_bound() {
+        let now = Instant::now();
+        let mut claims = Claims::default();
+        for n in 0..2 * MAX_SERVICES.get() {
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&n.to_be_bytes());
+            claims.surveyed(ServiceHash::from_sha256(hash), &survey(now, &[]));
+        }
+        assert_eq!(claims.services.len(), MAX_SERVICES.get());
+        for n in 0..MAX_CLAIMS {
+            let claimant = Claimant { peer: None, request: format!("r{n}").parse().unwrap() };
+            claims.surveyed(SERVICE, &survey(now, &[]));
+            let granted = claims.claim(SERVICE, &claimant, u32::MAX, MAX_TTL, now).unwrap();
+            assert_eq!(granted, Answer::Granted);
+        }
+        let over = claims.claim(SERVICE, &claimant(1), u32::MAX, MAX_TTL, now);
+        assert_eq!(over.unwrap_err().kind(), Kind::NoCapacity);
+        for _ in 0..MAX_COUNTED + 10 {
+            claims.bind(SERVICE, &claimant(1), InstanceId::random(), peer(1), now);
+        }
+        assert_eq!(claims.services.peek(&SERVICE).unwrap().instances.len(), MAX_COUNTED);
+    }
+}

@@ -1,0 +1,124 @@
+//! A holder of claims with a real table of instances, its own and those of others.
+
+use std::sync::Arc;
+
+use lca::{
+    Kind, PeerId, Result, Spec,
+    api::{
+        Caller,
+        proto::{self, InstanceState, allocate_request::Mode, allocator_server::Allocator as _},
+    },
+    discovery::Discovery as _,
+    testing::eventually,
+};
+use tokio::time::timeout;
+use tonic::{Request, service::Routes};
+
+use super::twins::{PATIENCE, World, config, id};
+use crate::driver::fake::{Behaviour, Fake};
+
+async fn claim_as(
+    world: &World,
+    peer: u8,
+    spec: &Spec,
+    change: impl FnOnce(&mut proto::ClaimRequest),
+) -> Result<proto::ClaimResponse> {
+    let mut claim = proto::ClaimRequest {
+        service_hash: spec.hash().to_string(),
+        request_id: "r1".into(),
+        limit: 1,
+        ttl_ms: 10_000,
+        ..Default::default()
+    };
+    change(&mut claim);
+    let mut request = Request::new(claim);
+    request.extensions_mut().insert(Caller::Peer(PeerId::from_public_key([peer; 32])));
+    let answered = timeout(PATIENCE, world.allocator.claim(request)).await;
+    Ok(answered.expect("an answer within its deadlines")?.into_inner())
+}
+
+#[tokio::test]
+async fn what_an_allocator_runs_itself_counts_from_its_claim_to_its_end() {
+    let world = World::new(Arc::new(Fake::default()), config()).await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    assert!(claim_as(&world, 1, &spec, |_| {}).await.unwrap().granted);
+    let refused = claim_as(&world, 2, &spec, |_| {}).await.unwrap();
+    assert_eq!((refused.granted, refused.claims, refused.instances.len()), (false, 1, 0));
+    let id = id(&world.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
+    let peer = world.own.local().to_string();
+    let bound = |claim: &mut proto::ClaimRequest| {
+        (claim.instance, claim.peer, claim.ttl_ms) = (id.clone(), peer.clone(), 0);
+    };
+    claim_as(&world, 1, &spec, bound).await.unwrap();
+    let refused = claim_as(&world, 2, &spec, |_| {}).await.unwrap();
+    assert_eq!((refused.claims, refused.instances.len()), (0, 1));
+    assert_eq!((&refused.instances[0].instance, &refused.instances[0].peer), (&id, &peer));
+    let two = claim_as(&world, 2, &spec, |claim| claim.limit = 2).await.unwrap();
+    assert!(two.granted);
+    claim_as(&world, 2, &spec, |claim| claim.ttl_ms = 0).await.unwrap();
+
+    world.release(&id).await.unwrap();
+    eventually("the place to be free", async || {
+        claim_as(&world, 3, &spec, |_| {}).await.unwrap().granted.then_some(())
+    })
+    .await;
+}
+
+/// FAULTS 41: nothing that runs is forgotten with the claims.
+#[tokio::test]
+async fn a_holder_that_knows_of_no_claim_finds_what_starts_here_and_elsewhere() {
+    let fake = Fake::default();
+    let world = World::new(Arc::new(fake.clone()), config()).await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    fake.behave(&spec.name, Behaviour { listens_after: None, ..Default::default() });
+    let request = Request::new(proto::AllocateRequest {
+        service: "hello".into(),
+        service_hash: spec.hash().to_string(),
+        request_id: "r9".into(),
+        ..Default::default()
+    });
+    let allocator = world.allocator.clone();
+    let starting = tokio::spawn(async move { allocator.allocate(request).await });
+    eventually("it to be starting", async || {
+        let listed = world.list(false).await;
+        listed.iter().any(|one| one.state() == InstanceState::Starting).then_some(())
+    })
+    .await;
+    let refused = claim_as(&world, 1, &spec, |_| {}).await.unwrap();
+    assert_eq!((refused.granted, refused.instances.len()), (false, 1));
+    starting.abort();
+}
+
+#[tokio::test]
+async fn another_allocator_is_asked_what_it_runs() {
+    let (here, there) = World::pair(Arc::new(Fake::default()), Arc::new(Fake::default())).await;
+    let routes = Routes::new(there.allocator.allocator_server());
+    there.own.serve(routes.add_service(there.allocator.instances_server()));
+    let spec = here.add("hello", "/bin/hello", |_| {});
+    there.add("hello", "/bin/hello", |_| {});
+    let id = id(&there.allocate(&spec, Mode::Ensure, "r1").await.unwrap());
+    let refused = claim_as(&here, 1, &spec, |_| {}).await.unwrap();
+    assert_eq!(refused.instances[0].instance, id);
+    assert_eq!(refused.instances[0].peer, there.own.local().to_string());
+    there.release(&id).await.unwrap();
+    eventually("the place to be free", async || {
+        claim_as(&here, 1, &spec, |_| {}).await.unwrap().granted.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_claim_that_means_nothing_is_refused() {
+    let world = World::new(Arc::new(Fake::default()), config()).await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    let changes: [fn(&mut proto::ClaimRequest); 4] = [
+        |claim| claim.service_hash = "x".into(),
+        |claim| claim.request_id = String::new(),
+        |claim| claim.limit = 0,
+        |claim| (claim.instance, claim.peer) = ("zz".into(), "zz".into()),
+    ];
+    for change in changes {
+        let error = claim_as(&world, 1, &spec, change).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+    }
+}
