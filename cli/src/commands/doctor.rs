@@ -42,6 +42,8 @@ const DIAGNOSE: Duration = Duration::from_millis(4500);
 enum State {
     /// As it should be.
     Ok,
+    /// It holds, but something that belongs to it is missing.
+    Warning,
     /// Nothing works beyond it.
     Broken,
     /// It was not looked at, because something before it is broken.
@@ -61,6 +63,10 @@ struct Link {
 impl Link {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
         Self { name, state: State::Ok, detail: detail.into(), fix: String::new() }
+    }
+
+    fn warning(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, state: State::Warning, detail: detail.into(), fix: fix.into() }
     }
 
     fn broken(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
@@ -87,7 +93,7 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
     };
     let mut links = vec![socket, daemon];
     links.extend(chain::links(told.as_ref()));
-    let whole = links.iter().all(|link| link.state == State::Ok);
+    let whole = links.iter().all(|link| matches!(link.state, State::Ok | State::Warning));
     links.push(match (told, args.service) {
         (Some(told), Some(service)) if whole => request::link(&told, &service).await,
         (Some(told), None) if whole => chain::nearest(&told),
@@ -96,6 +102,9 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
     let first = links.iter().find(|link| link.state == State::Broken).cloned();
     let document = Document { links, first_broken: first.as_ref().map(|link| link.name) };
     output.data(&document, || table(&document.links))?;
+    for Link { name, fix, .. } in document.links.iter().filter(|l| l.state == State::Warning) {
+        output.note(&format!("warning: {name}: {fix}"));
+    }
     match first {
         None => Ok(()),
         Some(Link { name, detail, fix, .. }) => {
@@ -167,6 +176,7 @@ fn table(links: &[Link]) -> Table {
     for Link { name, state, detail, .. } in links {
         let state = match state {
             State::Ok => "ok",
+            State::Warning => "warning",
             State::Broken => "broken",
             State::Skipped => "not looked at",
         };

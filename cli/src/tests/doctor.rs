@@ -108,6 +108,28 @@ async fn the_first_broken_link_is_named_with_its_fix() {
 }
 
 #[tokio::test]
+async fn what_is_only_amiss_is_a_warning_and_no_failure() {
+    let daemon = Daemon::start().await;
+    daemon.state(|state| {
+        state.told = healthy();
+        let one = &mut state.told.allocators[0];
+        one.used = one.total;
+    });
+    let ended = daemon.run("doctor").await;
+    assert_eq!(ended.exit, Exit::Success, "{}", ended.err);
+    assert!(ended.err.starts_with("warning: allocators: no service can be started: "));
+    let line = ended.out.lines().find(|line| line.starts_with("allocators"));
+    let said = "allocators  warning  1 of 1 answered, none with room for more than the 64 that run";
+    assert_eq!(line, Some(said));
+    assert!(ended.out.lines().last().unwrap().starts_with("round trip  ok"), "{}", ended.out);
+    let json = daemon.run("-o json doctor").await.json();
+    assert_eq!(
+        (&json["links"][5]["state"], &json["first_broken"]),
+        (&"warning".into(), &().into())
+    );
+}
+
+#[tokio::test]
 async fn without_a_daemon_all_links_behind_the_socket_are_not_looked_at() {
     let nowhere = std::path::Path::new("/nowhere/x.sock");
     let ended = on(nowhere, "doctor", false, CancellationToken::new()).await;

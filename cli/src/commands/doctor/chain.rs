@@ -12,6 +12,9 @@ const BOOTSTRAPS: &str = "bootstraps";
 const NETWORK: &str = "network";
 const REGISTRY: &str = "registry";
 const ALLOCATORS: &str = "allocators";
+/// How many of those that are missing are named: what a person can go and look at; a
+/// list of 64 hides the links after it.
+const NAMED: usize = 5;
 
 /// The links between the daemon and an instance, in the order in which they are needed.
 pub(super) fn links(told: Option<&DiagnoseResponse>) -> Vec<Link> {
@@ -23,27 +26,25 @@ pub(super) fn links(told: Option<&DiagnoseResponse>) -> Vec<Link> {
 
 fn bootstraps(told: &DiagnoseResponse) -> Link {
     let all = &told.bootstraps;
-    let Some(first) = all.first() else {
-        return Link::ok(BOOTSTRAPS, "none configured: others join through this node");
+    let lost: Vec<_> = all.iter().filter(|one| !one.connected).collect();
+    let reached = format!("{} of {} reached", all.len() - lost.len(), all.len());
+    let Some(first) = lost.first() else {
+        return match all.is_empty() {
+            true => Link::ok(BOOTSTRAPS, "none configured: others join through this node"),
+            false => Link::ok(BOOTSTRAPS, reached),
+        };
     };
-    let reached = all.iter().filter(|one| one.connected).count();
-    let lost = all.iter().find(|one| !one.connected);
-    let why = lost.map(|one| {
+    let why = lost.iter().map(|one| {
         let error = if one.last_error.is_empty() { "no answer yet" } else { &one.last_error };
         format!("{}: {error}", one.address)
     });
-    match (reached, why) {
-        // Whoever has joined through others needs them only to come back.
-        (0, Some(why)) if told.standing() != Standing::Joined => Link::broken(
-            BOOTSTRAPS,
-            format!("0 of {} reached; {why}", all.len()),
-            format!("start the daemon at {}, or correct --bootstrap", first.address),
-        ),
-        (_, Some(why)) => {
-            Link::ok(BOOTSTRAPS, format!("{reached} of {} reached; {why}", all.len()))
-        }
-        (_, None) => Link::ok(BOOTSTRAPS, format!("{reached} of {} reached", all.len())),
+    let detail = format!("{reached}; {}", named(why));
+    let fix = format!("start the daemon at {}, or correct --bootstrap", first.address);
+    // Whoever has joined through others needs them only to come back.
+    if lost.len() == all.len() && told.standing() != Standing::Joined {
+        return Link::broken(BOOTSTRAPS, detail, fix);
     }
+    Link::warning(BOOTSTRAPS, detail, format!("this node has joined through others; {fix}"))
 }
 
 fn network(told: &DiagnoseResponse) -> Link {
@@ -68,38 +69,51 @@ fn network(told: &DiagnoseResponse) -> Link {
 
 fn registry(told: &DiagnoseResponse) -> Link {
     const START: &str = "start a registry";
-    let answered: Vec<_> = told.registries.iter().filter(|one| one.answered).collect();
-    match (answered.as_slice(), told.registries.first()) {
-        ([one, ..], _) => {
-            let detail = format!(
-                "{} of {} answered{}",
-                answered.len(),
-                told.registries.len(),
-                distance(one)
-            );
-            Link::ok(REGISTRY, detail)
-        }
-        ([], Some(_)) => Link::broken(REGISTRY, silent(&told.registries), START),
-        ([], None) => Link::broken(REGISTRY, "none is known", unknown(told, START)),
-    }
+    let all = &told.registries;
+    let Some(one) = all.iter().find(|one| one.answered) else {
+        return match all.is_empty() {
+            true => Link::broken(REGISTRY, "none is known", unknown(told, START)),
+            false => Link::broken(REGISTRY, answered(all, ""), START),
+        };
+    };
+    whole(REGISTRY, all, &distance(one))
 }
 
 fn allocators(told: &DiagnoseResponse) -> Link {
     const START: &str = "start an allocator";
+    const MAKE_ROOM: &str =
+        "`lcactl instances` shows what runs, `lcactl release` stops it; or start another allocator";
     let all = &told.allocators;
-    let answered: Vec<_> = all.iter().filter(|one| one.answered).collect();
-    let roomy = answered.iter().filter(|one| !one.stopping && has_room(one)).count();
-    match (answered.len(), roomy) {
-        (0, _) if all.is_empty() => Link::broken(ALLOCATORS, "none is known", unknown(told, START)),
-        (0, _) => Link::broken(ALLOCATORS, silent(all), START),
-        (some, 0) => Link::broken(
-            ALLOCATORS,
-            format!("{some} of {} answered, and none has room for another instance", all.len()),
-            "`lcactl instances` shows what runs, `lcactl release` stops it; or start another allocator",
-        ),
-        (some, roomy) => {
-            Link::ok(ALLOCATORS, format!("{some} of {} answered, {roomy} with room", all.len()))
+    let staying: Vec<_> = all.iter().filter(|one| one.answered && !one.stopping).collect();
+    let roomy = staying.iter().filter(|one| has_room(one)).count();
+    let running: u32 = staying.iter().map(|one| one.used.unwrap_or_default().instances).sum();
+    if all.is_empty() {
+        return Link::broken(ALLOCATORS, "none is known", unknown(told, START));
+    }
+    if !all.iter().any(|one| one.answered) {
+        return Link::broken(ALLOCATORS, answered(all, ""), START);
+    }
+    match (roomy, running) {
+        (0, 0) => {
+            let detail = answered(all, ", and none has room for another instance");
+            Link::broken(ALLOCATORS, detail, MAKE_ROOM)
         }
+        // What runs is found and used without any of them.
+        (0, running) => {
+            let none = format!(", none with room for more than the {running} that run");
+            let detail = answered(all, &none);
+            Link::warning(ALLOCATORS, detail, format!("no service can be started: {MAKE_ROOM}"))
+        }
+        (roomy, _) => whole(ALLOCATORS, all, &format!(", {roomy} with room")),
+    }
+}
+
+/// A link that holds: as it should be only if everybody who is known answered.
+fn whole(name: &'static str, all: &[PeerCheck], also: &str) -> Link {
+    let detail = answered(all, also);
+    match all.iter().all(|one| one.answered) {
+        true => Link::ok(name, detail),
+        false => Link::warning(name, detail, "start again those that did not answer"),
     }
 }
 
@@ -118,10 +132,24 @@ fn distance(one: &PeerCheck) -> String {
     one.rtt_us.map(|rtt| format!(", {} away", micros(Some(rtt)))).unwrap_or_default()
 }
 
-/// Who did not answer, and why the first of them did not.
-fn silent(all: &[PeerCheck]) -> String {
-    let why = all.first().map(|one| format!("{}: {}", short_peer(&one.peer), one.error));
-    format!("0 of {} answered; {}", all.len(), why.unwrap_or_default())
+/// How many answered, what else there is to say of them, and who did not, and why.
+fn answered(all: &[PeerCheck], also: &str) -> String {
+    let silent: Vec<_> = all.iter().filter(|one| !one.answered).collect();
+    let count = format!("{} of {} answered{also}", all.len() - silent.len(), all.len());
+    if silent.is_empty() {
+        return count;
+    }
+    let why = silent.iter().map(|one| format!("{}: {}", short_peer(&one.peer), one.error));
+    format!("{count}; {}", named(why))
+}
+
+/// The first few, and how many there are besides.
+fn named(mut all: impl ExactSizeIterator<Item = String>) -> String {
+    let named: Vec<_> = all.by_ref().take(NAMED).collect();
+    match all.len() {
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
+    }
 }
 
 fn unknown(told: &DiagnoseResponse, start: &str) -> String {
@@ -147,7 +175,7 @@ mod tests {
 
     use super::{super::State, *};
 
-    fn answered(error: &str) -> PeerCheck {
+    fn check(error: &str) -> PeerCheck {
         PeerCheck {
             peer: "a".into(),
             answered: error.is_empty(),
@@ -165,8 +193,8 @@ mod tests {
                 connected: true,
                 last_error: String::new(),
             }],
-            registries: vec![answered("")],
-            allocators: vec![answered("")],
+            registries: vec![check("")],
+            allocators: vec![check("")],
             ..Default::default()
         }
     }
@@ -208,28 +236,66 @@ mod tests {
                 .is_some_and(|link| link.name == REGISTRY && link.fix.contains("--bootstrap")),
             "{link:?}"
         );
-        let link = first_broken(|told| told.registries = vec![answered("timed out")]);
+        let link = first_broken(|told| told.registries = vec![check("timed out")]);
         assert!(link.is_some_and(|link| link.detail.contains("timed out")));
         let link = first_broken(|told| told.standing = Standing::Unspecified.into());
         assert_eq!(link.map(|link| link.name), Some(NETWORK));
     }
 
+    fn of(name: &str, told: &DiagnoseResponse) -> Link {
+        links(Some(told)).into_iter().find(|link| link.name == name).expect("there is one")
+    }
+
     #[test]
     fn allocators_count_only_if_they_answer_and_have_room() {
-        let detail = |allocators: Vec<PeerCheck>| {
-            let link = first_broken(|told| told.allocators = allocators);
-            link.map(|link| (link.name, link.detail))
+        let link = |allocators: Vec<PeerCheck>| {
+            let link = of(ALLOCATORS, &DiagnoseResponse { allocators, ..healthy() });
+            (link.state, link.detail)
         };
-        assert_eq!(detail(vec![]), Some((ALLOCATORS, "none is known".into())));
-        let (_, dead) = detail(vec![answered("gone")]).expect("it does not answer");
-        assert_eq!(dead, "0 of 1 answered; a: gone");
+        assert_eq!(link(vec![]), (State::Broken, "none is known".into()));
+        assert_eq!(link(vec![check("gone")]), (State::Broken, "0 of 1 answered; a: gone".into()));
         let used = Some(Capacity { instances: 2, ..Default::default() });
-        let full = PeerCheck { used, ..answered("") };
-        let stopping = PeerCheck { stopping: true, ..answered("") };
-        for useless in [full, stopping] {
-            let (_, said) = detail(vec![useless.clone()]).expect("there is no room");
-            assert!(said.contains("none has room"), "{said}");
-            assert_eq!(detail(vec![useless, answered("")]), None);
+        let full = PeerCheck { used, ..check("") };
+        let offers_nothing = PeerCheck { total: Some(Capacity::default()), ..check("") };
+        let stopping = PeerCheck { stopping: true, used, ..check("") };
+        for useless in [offers_nothing, stopping.clone()] {
+            let (state, said) = link(vec![useless.clone()]);
+            assert!(state == State::Broken && said.contains("none has room"), "{said}");
+            assert_eq!(link(vec![useless, check("")]).0, State::Ok);
         }
+        // Full, and what runs there serves.
+        let (state, said) = link(vec![full.clone(), stopping]);
+        assert_eq!(state, State::Warning);
+        assert_eq!(said, "2 of 2 answered, none with room for more than the 2 that run");
+        assert_eq!(link(vec![full, check("")]).0, State::Ok);
+    }
+
+    #[test]
+    fn what_is_missing_beside_what_works_is_a_warning_that_names_it() {
+        let mut told = healthy();
+        told.allocators = ["", "gone", "cut off"].map(check).into();
+        told.registries = ["gone", ""].map(check).into();
+        let lost = |n: u8| BootstrapState {
+            address: format!("/ip4/10.0.0.{n}/tcp/1"),
+            connected: false,
+            last_error: "Connection refused".into(),
+        };
+        told.bootstraps = vec![lost(1)];
+        let said = [BOOTSTRAPS, REGISTRY, ALLOCATORS].map(|name| {
+            let link = of(name, &told);
+            assert_eq!(link.state, State::Warning, "{link:?}");
+            assert!(!link.fix.is_empty(), "{link:?}");
+            link.detail
+        });
+        let [bootstraps, registry, allocators] = said;
+        assert_eq!(bootstraps, "0 of 1 reached; /ip4/10.0.0.1/tcp/1: Connection refused");
+        assert_eq!(registry, "1 of 2 answered; a: gone");
+        assert_eq!(allocators, "1 of 3 answered, 1 with room; a: gone; a: cut off");
+
+        told.allocators = vec![check("gone"); 64];
+        let link = of(ALLOCATORS, &told);
+        assert_eq!(link.state, State::Broken);
+        assert_eq!(link.detail.matches("gone").count(), NAMED, "{link:?}");
+        assert!(link.detail.ends_with("; and 59 more"), "{link:?}");
     }
 }
