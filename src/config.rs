@@ -162,8 +162,8 @@ fn non_empty(variable: &str) -> Option<PathBuf> {
 /// else those of the environment (the text of [`BOOTSTRAPS_ENV`]).
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] naming the entry of the environment that is none. It is
-/// only looked at if it is used.
+/// [`Kind::InvalidArgument`] naming each entry of the environment that is none, one a line. It
+/// is only looked at if it is used.
 pub fn bootstraps(
     flags: &[Bootstrap],
     file: &[Bootstrap],
@@ -173,14 +173,20 @@ pub fn bootstraps(
         return Ok(first.to_vec());
     }
     let entries = environment.unwrap_or_default().split([',', ' ', '\t', '\n']);
-    entries
-        .filter(|entry| !entry.is_empty())
-        .map(|entry| {
-            entry.parse().map_err(|error: Error| {
-                Error::new(Kind::InvalidArgument, format!("{BOOTSTRAPS_ENV}: {error}"))
-            })
-        })
-        .collect()
+    let (mut read, mut wrong) = (Vec::new(), Vec::new());
+    for entry in entries.filter(|entry| !entry.is_empty()) {
+        match entry.parse::<Bootstrap>() {
+            Ok(bootstrap) => read.push(bootstrap),
+            Err(error) => wrong.push(error),
+        }
+    }
+    let Some(first) = wrong.first() else { return Ok(read) };
+    let hint = first.hint_text().unwrap_or_default();
+    let told = wrong.iter().take(MAX_PROBLEMS).map(|error| format!("{BOOTSTRAPS_ENV}: {error}"));
+    let untold = wrong.len().saturating_sub(MAX_PROBLEMS);
+    let more = (untold > 0).then(|| format!("{BOOTSTRAPS_ENV}: and {untold} more"));
+    let all: Vec<_> = told.chain(more).collect();
+    Err(Error::new(Kind::InvalidArgument, all.join("\n")).hint(hint))
 }
 
 /// At most one byte more than is taken, whatever the file claims to be.

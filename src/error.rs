@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 pub use kind::Kind;
@@ -24,6 +24,9 @@ const MAX_OUTPUT_LINE: usize = 256;
 /// When to come again where nobody said anything better: the least that the header can
 /// say.
 const SOON: Duration = Duration::from_secs(1);
+
+/// What to do about a call that the other side has never heard of.
+const OLDER: &str = "stop it and start it again in this version; `lcactl peers` shows the versions";
 
 /// Shorthand for what most calls return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -132,13 +135,17 @@ impl Error {
         self.0.cause.as_deref()
     }
 
-    /// The sentence with its causes, for our own logs.
+    /// The sentence with its causes, for our own logs. What a sentence says already, such
+    /// as the reason of the system where callers must know it, is not said again.
     pub fn chain(&self) -> String {
         let mut text = self.0.public.clone();
         let mut next = self.0.cause.as_deref().map(|cause| cause as &dyn std::error::Error);
         while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
+            let said = cause.to_string();
+            if !text.contains(&said) {
+                text.push_str(": ");
+                text.push_str(&said);
+            }
             next = cause.source();
         }
         text
@@ -223,13 +230,19 @@ impl From<Status> for Error {
                     Kind::from_code(status.code())
                 }
             });
+        // What gRPC itself says of a call that it has never heard of.
+        let unheard = status.code() == Code::Unimplemented && status.message().is_empty();
         let public = match status.message() {
+            _ if unheard => "whoever was asked does not know this call: it is older".to_owned(),
             "" => format!("the peer answered {}", status.code()),
             text => text.to_owned(),
         };
         let mut error = Self::new(kind, public);
         error.0.retry_after = details.retry_info().and_then(|info| info.retry_delay);
         error.0.hint = details.localized_message().map(|text| text.message.clone());
+        if unheard {
+            error.0.hint = Some(OLDER.to_owned());
+        }
         if let Some(info) = details.debug_info() {
             error = error.output(info.stack_entries.iter().cloned());
         }
@@ -268,6 +281,26 @@ mod tests {
             assert_eq!(received.retry_delay(), Some(Duration::from_millis(1500)));
             assert_eq!(received.output_lines(), ["one", "two"]);
         }
+    }
+
+    #[test]
+    fn a_reason_is_said_once_whoever_said_it() {
+        let system = || std::io::Error::from_raw_os_error(98);
+        let error = Error::new(Kind::Conflict, format!("cannot listen: {}", system()));
+        assert_eq!(error.because(system()).chain().matches("os error").count(), 1);
+        let error = Error::new(Kind::Conflict, "cannot listen").because(system());
+        assert_eq!(error.chain(), format!("cannot listen: {}", system()));
+    }
+
+    #[test]
+    fn a_call_that_an_older_daemon_does_not_know_is_said_to_be_that() {
+        let error = Error::from(Status::unimplemented(""));
+        assert_eq!(error.kind(), Kind::NotAllowed);
+        assert!(error.public().contains("does not know this call"), "{error}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("this version")));
+        // One that says why knows better.
+        let error = Error::from(Status::unimplemented("waits for Docker"));
+        assert_eq!((error.public(), error.hint_text()), ("waits for Docker", None));
     }
 
     #[test]

@@ -10,10 +10,14 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::{Error, Kind};
 
@@ -22,7 +26,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// Short against the time-outs of those who wait in the backlog.
 const LONGEST_PAUSE: Duration = Duration::from_millis(640);
 /// Between two lines of the log about the same trouble.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+pub const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Why nothing can listen on `address` for `what` ("peers"), and what to do about it:
 /// [`Kind::Conflict`] naming the port and, where this user may know it, who holds it;
@@ -179,6 +183,31 @@ impl Pause {
     }
 }
 
+/// As many connections as may be open at once; one more is closed, and the log says so once
+/// until there was room again.
+#[derive(Debug)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    was_full: bool,
+}
+
+impl Places {
+    /// This many.
+    pub fn new(most: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), was_full: false }
+    }
+
+    /// A place for a connection of `name`, until it is dropped, if there is one.
+    pub fn enter(&mut self, name: &str) -> Option<OwnedSemaphorePermit> {
+        let place = self.free.clone().try_acquire_owned().ok();
+        if place.is_none() && !self.was_full {
+            tracing::warn!("too many connections of {name}; the next are closed");
+        }
+        self.was_full = place.is_none();
+        place
+    }
+}
+
 /// Whether accepting failed because of the connection it would have taken, so that the
 /// next may be accepted at once.
 fn is_of_one_connection(error: &io::Error) -> bool {
@@ -232,6 +261,18 @@ mod tests {
         assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
         pause.end();
         assert_eq!(pause.next, FIRST_PAUSE);
+    }
+
+    #[test]
+    fn one_connection_too_many_has_no_place_and_is_said_once() {
+        let log = Log::capture();
+        let mut places = Places::new(1);
+        let place = places.enter("tests");
+        assert!(place.is_some());
+        assert!(places.enter("tests").is_none() && places.enter("tests").is_none());
+        assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
+        drop(place);
+        assert!(places.enter("tests").is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use crate::{
     Error, Kind, Result,
     api::{self, Caller, Identified},
     endpoint::Role,
-    listen::Acceptor,
+    listen::{Acceptor, Places},
     shutdown::Spawner,
 };
 
@@ -35,6 +35,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// What remains of a call when the daemon stops: hyper may wait for an idle
 /// connection for ever.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// Open connections of programs by one listener, unless told otherwise: a program needs one;
+/// each costs a descriptor and some kilobytes.
+pub const CONNECTIONS: usize = 1024;
 
 /// The folder of this user's sockets.
 pub fn default_dir() -> PathBuf {
@@ -91,6 +95,7 @@ pub async fn connect(path: &Path) -> Result<Channel> {
 pub struct Listener {
     socket: UnixListener,
     file: RemoveOnDrop,
+    connections: usize,
 }
 
 impl Listener {
@@ -120,7 +125,8 @@ impl Listener {
             _ => {}
         }
         let socket = UnixListener::bind(path).map_err(|error| failed("cannot listen on", error))?;
-        let listener = Self { socket, file: RemoveOnDrop(path.to_owned()) };
+        let file = RemoveOnDrop(path.to_owned());
+        let listener = Self { socket, file, connections: CONNECTIONS };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .map_err(|error| failed("cannot protect", error))?;
         Ok(listener)
@@ -131,16 +137,28 @@ impl Listener {
         &self.file.0
     }
 
+    /// Holds at most this many connections at once; one more is closed.
+    #[must_use]
+    pub fn holding(self, connections: usize) -> Self {
+        Self { connections, ..self }
+    }
+
     /// Serves the local API until the daemon stops.
     pub fn serve(self, routes: Routes, spawner: &Spawner) {
         let stop = spawner.stop_token();
         let stopping = spawner.stopping();
         spawner.spawn("local api", async move {
-            let Self { socket, file } = self;
-            let acceptor = Acceptor::new(socket, "programs of this machine");
-            let incoming = futures::stream::unfold(acceptor, async |mut acceptor| {
-                let stream = Identified::new(acceptor.accept().await, Caller::Local);
-                Some((Ok::<_, io::Error>(stream), acceptor))
+            const NAME: &str = "programs of this machine";
+            let Self { socket, file, connections } = self;
+            let entrance = (Acceptor::new(socket, NAME), Places::new(connections));
+            let incoming = futures::stream::unfold(entrance, async |(mut acceptor, mut places)| {
+                loop {
+                    let stream = acceptor.accept().await;
+                    if let Some(place) = places.enter(NAME) {
+                        let stream = Identified::new(stream, Caller::Local).in_place(place);
+                        return Some((Ok::<_, io::Error>(stream), (acceptor, places)));
+                    }
+                }
             });
             let served = api::server()
                 .add_routes(routes)
@@ -225,6 +243,26 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap()); // the file stays, as after kill -9
         assert!(path.exists());
         Listener::bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_closed_until_another_ends() {
+        use tokio::io::AsyncReadExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lca/proxy-1.sock");
+        let tasks = crate::shutdown::Tasks::default();
+        Listener::bind(&path).unwrap().holding(1).serve(Routes::default(), &tasks.spawner());
+        let heard = async || {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            let mut first = [0; 1];
+            let heard = stream.read(&mut first).await.unwrap_or(0) > 0;
+            heard.then_some(stream)
+        };
+        // A server of HTTP/2 speaks first.
+        let first = heard().await.expect("there is room for one");
+        assert!(heard().await.is_none(), "it took two");
+        drop(first);
+        crate::testing::eventually("a place", heard).await;
     }
 
     #[tokio::test]

@@ -65,6 +65,8 @@ pub struct Settings {
     pub ephemeral: bool,
     /// Connections of peers over the mesh at once.
     pub max_connections: usize,
+    /// Connections of this machine's programs at once, by the socket and by TCP each.
+    pub max_programs: usize,
     /// Whether to listen where other machines can connect. Until a network has members,
     /// whoever can connect is one.
     pub insecure_open_network: bool,
@@ -92,6 +94,7 @@ impl Settings {
             keyfile: None,
             ephemeral: false,
             max_connections: limits::MOST,
+            max_programs: local::CONNECTIONS,
             insecure_open_network: false,
             links: Links::default(),
             timing: lca_node::Timing::default(),
@@ -178,7 +181,8 @@ impl Base {
         let grpc = match settings.grpc_listen {
             Some(address) => {
                 let token = Token::file(&settings.data_dir);
-                Some(local::tcp::Listener::bind(address, token).await?)
+                let listener = local::tcp::Listener::bind(address, token).await?;
+                Some(listener.holding(settings.max_programs))
             }
             None => None,
         };
@@ -273,7 +277,8 @@ impl Base {
 
     /// Binds the local API, named after `port`.
     pub(crate) fn bind_local(&self, settings: &Settings, port: u16) -> Result<local::Listener> {
-        local::Listener::bind(&local::socket(&settings.socket_dir, self.role, port))
+        let socket = local::socket(&settings.socket_dir, self.role, port);
+        Ok(local::Listener::bind(&socket)?.holding(settings.max_programs))
     }
 
     /// Starts serving: from here on peers and local programs are answered.
@@ -302,6 +307,7 @@ impl Base {
         let routes = self.manager.local_routes();
         let routes = routes.add_service(self.health.server()).add_service(diagnosis.server());
         let routes = reflection::added_to(routes)?;
+        let token = self.grpc.as_ref().map(local::tcp::Listener::token);
         if let Some(grpc) = self.grpc {
             grpc.serve(routes.clone(), &self.spawner);
         }
@@ -313,7 +319,7 @@ impl Base {
             grpc = ?addresses.grpc, "listening"
         );
         let Self { tasks, node, manager, health, dir, .. } = self;
-        Ok(Running { tasks, node, manager, health, addresses, _dir: dir })
+        Ok(Running { tasks, node, manager, health, token, addresses, _dir: dir })
     }
 }
 
@@ -324,17 +330,25 @@ pub(crate) struct Running {
     pub(crate) node: Node,
     pub(crate) manager: Manager,
     health: Health,
+    token: Option<local::tcp::Current>,
     pub(crate) addresses: Addresses,
     /// Let go last: until then nobody else is this peer.
     _dir: DataDir,
 }
 
 impl Running {
-    /// Takes up what of a configuration can change while it runs.
+    /// Takes up what of a configuration can change while it runs, and the token.
     ///
     /// # Errors
     /// If the node is stopping.
     pub(crate) async fn reload(&self, read: &Read) -> Result<()> {
+        match self.token.as_ref().map(local::tcp::Current::renew) {
+            Some(Ok(true)) => tracing::info!("changed: the token of gRPC, for every call from now"),
+            Some(Err(error)) => {
+                tracing::error!(error = error.chain(), "the token of gRPC is not changed");
+            }
+            Some(Ok(false)) | None => {}
+        }
         self.manager.require(read.requirements);
         self.node.join_through(read.bootstraps.clone()).await
     }

@@ -33,6 +33,15 @@ impl Health {
                     Joined::Alone => tracing::info!(%role, peer = %node.peer(), "alone"),
                 }
                 reporter.set_service_status("", ServingStatus::Serving).await;
+                if joined == Joined::Alone {
+                    let later = async {
+                        let mut status = node.status();
+                        status.wait_for(|now| now.joined == Some(Joined::Joined)).await.is_ok()
+                    };
+                    if leaving.run_until_cancelled(later).await == Some(true) {
+                        tracing::info!(%role, peer = %node.peer(), "joined, not alone any more");
+                    }
+                }
             }
             leaving.cancelled().await;
             reporter.set_service_status("", ServingStatus::NotServing).await;

@@ -38,6 +38,13 @@ pub(crate) fn connections(descriptors: usize, listeners: usize) -> usize {
     (left / (EACH * listeners.max(1))).clamp(LEAST, MOST)
 }
 
+/// Programs of this machine that may have the local API open at once, by each of its two
+/// listeners, beside `connections` of libp2p: those cost one descriptor each where two were
+/// counted, and the others are for programs.
+pub(crate) fn programs(connections: usize) -> usize {
+    (connections / 2).clamp(LEAST, lca::local::CONNECTIONS)
+}
+
 /// Instances that can run within `descriptors`; one, however few there are.
 pub(crate) fn instances(descriptors: usize) -> u32 {
     let most = reserve(descriptors).saturating_sub(OWN) / INSTANCE;
@@ -59,7 +66,11 @@ mod tests {
         assert_eq!(connections(0, 2), LEAST);
         for descriptors in [64, 256, 1024, 4096, 65_536] {
             assert!(connections(descriptors, 2) * EACH * 2 <= descriptors);
+            // Peers, this machine's requests, libp2p, and programs by socket and by TCP.
+            let each = connections(descriptors, 3);
+            assert!(each * (EACH + EACH + 1) + programs(each) * 2 <= descriptors, "{descriptors}");
         }
+        assert_eq!((programs(MOST), programs(85), programs(5)), (1024, 42, LEAST));
     }
 
     #[test]

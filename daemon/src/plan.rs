@@ -142,6 +142,7 @@ pub fn plan<C: Command>(
     // Peers over the mesh, and libp2p or this machine's programs at the front.
     let connections = limits::connections(environment.descriptors, 3);
     settings.max_connections = connections;
+    settings.max_programs = limits::programs(connections);
     let http = lca_proxy::Config { max_connections: connections, ..Default::default() };
     let plan = match command.own() {
         Own::Registry => Plan::Registry(Box::new(settings)),
@@ -198,7 +199,34 @@ pub fn plan<C: Command>(
             }))
         }
     };
+    problems.0.extend(same_ports(&plan));
     if problems.0.is_empty() { Ok((plan, source, read)) } else { Err(problems.0) }
+}
+
+/// Of what is to listen, each pair that cannot do so at once: the second would find the first
+/// in its place and blame this very daemon.
+fn same_ports(plan: &Plan) -> Vec<Error> {
+    let settings = plan.settings();
+    let front = match plan {
+        Plan::Proxy(config) => Some(config.front),
+        _ => None,
+    };
+    let asked = [
+        ("PORT", front),
+        ("--listen", Some(settings.listen)),
+        ("--mesh-listen", Some(settings.mesh_listen)),
+        ("--grpc-listen", settings.grpc_listen),
+        ("--metrics-listen", settings.metrics_listen),
+    ];
+    let asked: Vec<_> = asked.iter().filter_map(|(flag, at)| Some((flag, (*at)?))).collect();
+    let mut problems = Vec::new();
+    for (n, (flag, at)) in asked.iter().enumerate() {
+        for (other, _) in asked[..n].iter().filter(|(_, earlier)| values::overlap(*earlier, *at)) {
+            let why = format!("{other} and {flag} name the same port, {}", at.port());
+            problems.push(Error::new(Kind::InvalidArgument, why).hint("give each its own"));
+        }
+    }
+    problems
 }
 
 /// The folder to use: absolute, since programs run in folders of their own.

@@ -47,7 +47,8 @@ impl std::fmt::Display for Report<'_> {
         }
         row("data", &data_dir.display())?;
         row("bootstraps", &bootstraps(status))?;
-        row("peers", &format_args!("{peers_known} known"))?;
+        // One that is connected is known, also while its record is on its way.
+        row("peers", &format_args!("{} known", status.peers.max(*peers_known)))?;
         row("network", &network(status))?;
         writeln!(f, "\nWaiting for requests")
     }

@@ -80,8 +80,10 @@ pub fn main<C: Command>() -> ExitCode {
 /// A failure as people are told it, on standard error.
 fn tell(error: &Error) {
     let hint = error.hint_text().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+    // What reads several things at once says one a line.
+    let said = error.chain().lines().collect::<Vec<_>>().join("\nerror: ");
     // With nobody to read it there is nobody to tell.
-    let _unread = writeln!(io::stderr(), "error: {}{hint}", error.chain());
+    let _unread = writeln!(io::stderr(), "error: {said}{hint}");
 }
 
 /// Runs until asked to stop.

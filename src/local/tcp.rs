@@ -10,7 +10,7 @@ use std::{
     io::{self, Cursor},
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,23 +20,21 @@ use http::{Request, Response};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{sleep, timeout},
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, body::Body, service::Routes, transport::Channel};
 use tower::{Layer, Service};
 
-use super::{LINGER, Token};
+use super::{CONNECTIONS, LINGER, Token};
 use crate::{
     Error, Kind, Result,
     api::{self, Caller, Identified},
-    listen,
+    listen::{self, Places},
     shutdown::Spawner,
 };
 
-/// Open connections: a program needs one; each costs a descriptor and some kilobytes.
-const CONNECTIONS: usize = 1024;
 /// A program on this machine says at once what it speaks.
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 /// How HTTP/2 begins.
@@ -65,6 +63,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     guard: Guard,
+    connections: usize,
 }
 
 impl Listener {
@@ -87,8 +86,20 @@ impl Listener {
             |error| listen::cannot("gRPC", address, "choose another with --grpc-listen", error);
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        let guard = Guard { token, file: token_file.into() };
-        Ok(Self { socket, address, guard })
+        let token = Arc::new(RwLock::new(token));
+        let guard = Guard(Current { token, file: token_file.into() });
+        Ok(Self { socket, address, guard, connections: CONNECTIONS })
+    }
+
+    /// Holds at most this many connections at once; one more is closed.
+    #[must_use]
+    pub fn holding(self, connections: usize) -> Self {
+        Self { connections, ..self }
+    }
+
+    /// What says who is let in.
+    pub fn token(&self) -> Current {
+        self.guard.0.clone()
     }
 
     /// Where it listens, with the port that was chosen.
@@ -98,14 +109,14 @@ impl Listener {
 
     /// Serves until the daemon stops.
     pub fn serve(self, routes: Routes, spawner: &Spawner) {
-        let Self { socket, address, guard } = self;
+        let Self { socket, address, guard, connections: most } = self;
         let (accepted, connections) = mpsc::channel(BACKLOG);
         let stopping = spawner.stopping();
         let connecting = spawner.clone();
         spawner.spawn("gRPC port", async move {
             tokio::select! {
                 () = stopping => {}
-                () = accept(socket, address, accepted, connecting) => {}
+                () = accept(socket, Places::new(most), address, accepted, connecting) => {}
             }
         });
         let stopping = spawner.stopping();
@@ -138,18 +149,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 async fn accept(
     socket: TcpListener,
+    mut places: Places,
     address: SocketAddr,
     accepted: mpsc::Sender<Connection>,
     spawner: Spawner,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut acceptor = listen::Acceptor::new(socket, format!("programs on {address}"));
+    let name = format!("programs on {address}");
+    let mut acceptor = listen::Acceptor::new(socket, &name);
     loop {
         let (stream, _) = acceptor.accept().await;
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(%address, "too many connections, closed");
-            continue;
-        };
+        let Some(place) = places.enter(&name) else { continue };
         let accepted = accepted.clone();
         let stopping = spawner.stopping();
         spawner.spawn_short(async move {
@@ -188,16 +197,39 @@ async fn begin(mut stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result
     Ok(Identified::new(Box::new(stream) as Box<dyn Io>, Caller::Local).in_place(place))
 }
 
-/// Lets through who brings the token.
+/// The token that counts, and where it is kept. Clones are the same one.
 #[derive(Clone, Debug)]
-struct Guard {
-    token: Token,
+pub struct Current {
+    token: Arc<RwLock<Token>>,
     file: Arc<std::path::Path>,
 }
 
+impl Current {
+    /// Reads the token's file again, or makes a new one if it is gone: from here on no other
+    /// token counts, on open connections neither. Returns whether it is another one.
+    ///
+    /// # Errors
+    /// As [`Token::load_or_create`]; then the former token still counts.
+    pub fn renew(&self) -> Result<bool> {
+        let token = Token::load_or_create(&self.file)?;
+        let mut now = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = !token.is(&now);
+        *now = token;
+        Ok(changed)
+    }
+
+    fn is_in(&self, headers: &http::HeaderMap) -> bool {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).is_in(headers)
+    }
+}
+
+/// Lets through who brings the token.
+#[derive(Clone, Debug)]
+struct Guard(Current);
+
 impl Guard {
     fn check<B>(&self, request: &Request<B>) -> Result<()> {
-        if request.uri().path().starts_with(HEALTH) || self.token.is_in(request.headers()) {
+        if request.uri().path().starts_with(HEALTH) || self.0.is_in(request.headers()) {
             return Ok(());
         }
         let what = match request.headers().contains_key(http::header::AUTHORIZATION) {
@@ -206,7 +238,7 @@ impl Guard {
         };
         Err(Error::new(Kind::Unauthenticated, what).hint(format!(
             "send `authorization: Bearer TOKEN`; the token is in {}",
-            self.file.display()
+            self.0.file.display()
         )))
     }
 }

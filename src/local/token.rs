@@ -76,6 +76,11 @@ impl Token {
         value
     }
 
+    /// Whether both are the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+
     /// Whether exactly one `authorization` is there and carries it. Takes the same time
     /// wherever a wrong token differs.
     pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
@@ -113,7 +118,7 @@ fn read(path: &Path) -> Result<Option<Token>> {
     if about.mode() & 0o077 != 0 {
         let hint = format!(
             "if nobody has read it, chmod 600 {}; else remove the daemon's, which makes a new one \
-             at its next start",
+             at a hangup or its next start",
             path.display()
         );
         return Err(refused(path, "is open to others, who may know the token").hint(hint));

@@ -68,6 +68,13 @@ pub(crate) fn only_loopback(flag: &str, address: SocketAddr, open: bool) -> Resu
     ))
 }
 
+/// Whether only one of two can listen. Port 0 is a port of its own each time.
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let [ip, other_ip] = [one, other].map(|at| at.ip().to_canonical());
+    let same = ip == other_ip || ip.is_unspecified() || other_ip.is_unspecified();
+    one.port() != 0 && one.port() == other.port() && same
+}
+
 /// Seconds, as the original had them, or a duration with a unit.
 pub(crate) fn ttl(flag: &str, text: &str) -> Result<Duration> {
     let seconds = text.parse::<u32>().ok().map(|seconds| Duration::from_secs(seconds.into()));
@@ -175,6 +182,25 @@ mod tests {
         assert_eq!(read("[::1]:80"), "[::1]:80");
         for text in ["", "localhost", "localhost:80", "1.2.3.4:0", "0.0.0.0:80", "1.2.3.4:x"] {
             assert!(external(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_one_can_have_a_port_of_an_address() {
+        for (one, other, overlaps) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.1:2", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("0.0.0.0:1", "127.0.0.2:1", true),
+            ("10.0.0.1:1", "[::]:1", true),
+            ("[::ffff:10.0.0.1]:1", "10.0.0.1:1", true),
+        ] {
+            assert_eq!(
+                overlap(one.parse().unwrap(), other.parse().unwrap()),
+                overlaps,
+                "{one} {other}"
+            );
         }
     }
 

@@ -88,6 +88,17 @@ fn everything_that_is_wrong_is_said_at_once_with_its_place() {
 }
 
 #[test]
+fn every_wrong_bootstrap_of_the_environment_is_named() {
+    let machine = Machine::new();
+    let mut command = machine.daemon("registry", &["--check"]);
+    command.env("P2P_BOOTSTRAPS", "nonsense,/ip4/1.2.3.4/tcp/x");
+    let (code, out, err) = machine.run(command);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert_eq!(err.matches("error: P2P_BOOTSTRAPS: bootstrap ").count(), 2, "{err}");
+    assert_eq!(err.matches("hint: write it as").count(), 1, "{err}");
+}
+
+#[test]
 fn the_version_names_the_commit_where_there_is_one() {
     let machine = Machine::new();
     let (code, out, _) = machine.run(machine.daemon("registry", &["--version"]));

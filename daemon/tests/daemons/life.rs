@@ -50,6 +50,7 @@ async fn a_daemon_joins_through_a_flag_a_file_or_the_environment_in_this_order()
         allocator.ready().await;
         assert_eq!(allocator.line("bootstraps"), "1 of 1 reached");
         assert_eq!(allocator.line("network"), "joined");
+        assert_eq!(allocator.line("peers"), "1 known");
         assert_eq!(allocator.stop().await, Some(0));
     }
     assert_eq!(registry.stop().await, Some(0));

@@ -31,6 +31,27 @@ async fn a_port_that_is_taken_is_named_with_its_holder_and_nothing_starts() {
     }
 }
 
+#[test]
+fn two_flags_with_one_port_are_refused_before_one_is_taken_for_the_others_holder() {
+    let machine = Machine::new();
+    let flags = [
+        "4201",
+        "--listen",
+        "/ip4/127.0.0.1/tcp/4001",
+        "--mesh-listen",
+        "127.0.0.1:4001",
+        "--grpc-listen",
+        "127.0.0.1:4201",
+        "--metrics-listen",
+        "127.0.0.2:4001",
+    ];
+    let (code, out, err) = machine.run(machine.daemon("proxy", &flags));
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert_eq!(err.matches("name the same port").count(), 2, "{err}");
+    assert!(err.contains("--listen and --mesh-listen name the same port, 4001"), "{err}");
+    assert!(err.contains("PORT and --grpc-listen name the same port, 4201"), "{err}");
+}
+
 #[tokio::test]
 async fn two_daemons_in_one_folder_are_refused_whatever_they_are() {
     let machine = Machine::new();

@@ -1,5 +1,6 @@
 //! What signals do.
 
+use lca::api::proto::{DiagnoseRequest, node_client::NodeClient};
 use rustix::process::Signal;
 
 use crate::machine::Machine;
@@ -39,7 +40,38 @@ async fn a_hangup_reads_the_configuration_again_and_says_what_changed() {
     proxy.says("changed: the bootstraps").await;
     proxy.says("not changed before a restart").await;
     proxy.says("registry followed").await; // found through the new bootstrap
+    proxy.says("joined, not alone any more").await;
     assert_eq!(proxy.stop().await, Some(0));
+    assert_eq!(registry.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_token_that_was_removed_is_made_anew_at_a_hangup_and_the_old_one_is_none_any_more() {
+    let machine = Machine::new();
+    let flags = ["--data-dir", "r", "--grpc-listen", "127.0.0.1:0"];
+    let mut registry = machine.start("registry", &flags).await;
+    let file = machine.path("work/r/token");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let at = registry.line("gRPC");
+    let channel = lca::local::tcp::connect(at.split(',').next().unwrap().parse().unwrap());
+    let mut node = NodeClient::new(channel.await.unwrap());
+    let mut asked = async |token: &str| {
+        let mut request = tonic::Request::new(DiagnoseRequest {});
+        let token = lca::local::Token::parse(token).unwrap();
+        request.metadata_mut().insert("authorization", token.bearer());
+        node.diagnose(request).await.map(drop).map_err(|status| status.code())
+    };
+    assert_eq!(asked(&before).await, Ok(()));
+    // Unless it is gone it stays.
+    registry.signal(Signal::HUP);
+    registry.says("configuration read again").await;
+    assert_eq!(asked(&before).await, Ok(()));
+    std::fs::remove_file(&file).unwrap();
+    registry.signal(Signal::HUP);
+    registry.says("changed: the token of gRPC").await;
+    let after = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(asked(&after).await, Ok(()));
+    assert_eq!(asked(&before).await, Err(tonic::Code::Unauthenticated), "on an open connection");
     assert_eq!(registry.stop().await, Some(0));
 }
 
