@@ -100,6 +100,8 @@ pub(crate) struct Actor {
     pub(crate) table: usize,
     pub(crate) table_changed: bool,
     pub(crate) broken: bool,
+    /// When the log last said that the system accepts no connection.
+    pub(crate) said_unaccepted: Option<Instant>,
 }
 
 /// Where this node listens, and where it is told to say that it is.
@@ -148,6 +150,7 @@ impl Actor {
             table: 0,
             table_changed: false,
             broken: false,
+            said_unaccepted: None,
             timing,
         };
         actor.alone = actor.bootstraps.count().0 == 0;

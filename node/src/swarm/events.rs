@@ -3,8 +3,7 @@
 
 use std::{io, net::SocketAddr, time::Instant};
 
-use lca::endpoint::MAX_ADDRESSES;
-use lca::metrics::Dropped;
+use lca::{endpoint::MAX_ADDRESSES, listen, metrics::Dropped};
 use libp2p::{
     Multiaddr, PeerId as Libp2pId, identify, kad, ping, request_response,
     swarm::{DialError, SwarmEvent},
@@ -63,8 +62,12 @@ impl Actor {
                 tracing::error!(?reason, "the libp2p listener is gone");
                 self.broken = true;
             }
-            SwarmEvent::ListenerError { error, .. } => {
-                tracing::warn!(%error, "the libp2p listener could not accept a connection");
+            // libp2p's TCP pauses for 100 ms by itself, and says so each time.
+            SwarmEvent::ListenerError { error, .. }
+                if self.said_unaccepted.is_none_or(|said| now >= said + listen::SAY_EVERY) =>
+            {
+                self.said_unaccepted = Some(now);
+                tracing::warn!(%error, "cannot accept peers over libp2p now; going on trying");
             }
             _ => {}
         }
