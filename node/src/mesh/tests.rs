@@ -34,6 +34,7 @@ use crate::{
     link::{Links, Profile},
 };
 
+mod certificates;
 mod distance;
 mod hostile;
 mod pace;

@@ -3,7 +3,7 @@
 use rustls::client::ResolvesClientCert;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::*;
+use super::{certificates::Shows, *};
 
 /// Connections that say nothing, at once: fewer than one host may have under way.
 const CROWD: usize = 200;
@@ -116,24 +116,6 @@ async fn tls_without_a_certificate_or_a_protocol_of_ours_is_refused() {
         closes_tls(at, foreign).await;
     }
     assert_eq!(b.http.connections.load(Ordering::SeqCst), 0);
-}
-
-/// Shows a certificate and signs with a key, whether or not they belong together.
-#[derive(Debug)]
-struct Shows(Arc<rustls::sign::CertifiedKey>);
-
-impl ResolvesClientCert for Shows {
-    fn resolve(
-        &self,
-        _hints: &[&[u8]],
-        _schemes: &[rustls::SignatureScheme],
-    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        Some(self.0.clone())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
 }
 
 /// `bytes` with the one place that reads `from` changed.
