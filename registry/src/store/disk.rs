@@ -25,6 +25,8 @@ use tokio::sync::Mutex;
 use super::{Put, Store, Watch, view::View};
 use crate::table::{Step, Table};
 
+#[cfg(test)]
+mod faulty;
 mod format;
 #[cfg(test)]
 mod tests;
