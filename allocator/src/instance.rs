@@ -52,6 +52,7 @@ pub(crate) fn resume(supervisor: Arc<Supervisor>, entry: Arc<Entry>, record: Rec
     let spawner = supervisor.spawner.clone();
     let mut owner = Owner::new(supervisor, entry);
     owner.started = record.started;
+    owner.taken_over = true;
     owner.port = record.port.map(|port| owner.supervisor.ports.claim(port));
     owner.known_front = record.front;
     if record.phase == Phase::Ending {
@@ -85,6 +86,8 @@ struct Owner {
     left: bool,
     /// Not announced any more.
     withdrawn: bool,
+    /// It was running when this allocator started.
+    taken_over: bool,
 }
 
 impl Owner {
@@ -108,6 +111,7 @@ impl Owner {
             ready: None,
             left: false,
             withdrawn: false,
+            taken_over: false,
         }
     }
 
@@ -204,8 +208,14 @@ impl Owner {
         match state {
             State::Ready => {
                 self.ready = Some(Instant::now());
-                let took = self.entry.admitted.elapsed();
-                tracing::info!(service = %spec.name, instance = %id, ?took, "instance ready");
+                let since = self.entry.admitted.elapsed();
+                if self.taken_over {
+                    tracing::info!(
+                        service = %spec.name, instance = %id, age = ?since, "instance taken over"
+                    );
+                } else {
+                    tracing::info!(service = %spec.name, instance = %id, took = ?since, "instance ready");
+                }
             }
             _ => tracing::debug!(service = %spec.name, instance = %id, ?state, "instance"),
         }
@@ -232,10 +242,15 @@ impl Owner {
             State::Failed => {
                 tracing::warn!(service = %name, instance = %id, reason, "instance failed")
             }
+            _ if self.left => {
+                tracing::info!(service = %name, instance = %id, "instance kept, it runs on");
+            }
             _ => tracing::info!(service = %name, instance = %id, reason, "instance stopped"),
         }
         let outcome = if state == State::Failed { "failed" } else { "stopped" };
-        supervisor.config.metrics.allocator.ended.with_label_values(&[outcome]).inc();
+        if !self.left {
+            supervisor.config.metrics.allocator.ended.with_label_values(&[outcome]).inc();
+        }
         entry.view.send_modify(|view| view.output = output);
         self.state = state;
         if !self.left {

@@ -75,7 +75,6 @@ impl Owner {
     async fn take_up(&mut self) -> Event {
         let since = Instant::now();
         let deadline = since + self.entry.spec.readiness.start_timeout;
-        let id = self.entry.id;
         if let Err(error) = self.reopen_front(deadline).await {
             return self.failed(error);
         }
@@ -84,7 +83,6 @@ impl Owner {
         match self.ask_until(port, deadline).await {
             Ok(Attempt::Ready) => {
                 self.timed("take over", since, "");
-                tracing::info!(service = %name, instance = %id, "taken over");
                 Event::Answered
             }
             Ok(Attempt::Exited(exit)) => self.died(Ok(exit)),
