@@ -191,6 +191,21 @@ impl Manager for Busy {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_call_that_an_older_daemon_does_not_know_is_told_as_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, _) = tokio::sync::mpsc::channel(1);
+    let tasks = Tasks::default();
+    let listener = Listener::bind(&dir.path().join("lca/proxy-4201.sock")).unwrap();
+    listener.serve(Routes::new(ManagerServer::new(Busy(sender))), &tasks.spawner());
+    for line in ["explain hello", "service list"] {
+        let ended = run(dir.path(), line);
+        let said = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{line}: {said}");
+        assert!(said.contains("does not know this call") && said.contains("hint: "), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn ctrl_c_in_an_allocation_ends_with_130_and_says_how_to_find_it_again() {
     let dir = tempfile::tempdir().unwrap();
     let sockets = dir.path().join("lca");
@@ -226,7 +241,19 @@ fn a_daemon_that_is_stuck_is_given_up_within_5_s_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("stuck.sock");
     let _never_accepts = UnixListener::bind(&socket).unwrap();
-    let begun = Instant::now();
+    let given_up = &|line: &str| {
+        let begun = Instant::now();
+        let ended = lcactl(dir.path(), line).env("LCA_ADDRESS", &socket).output().unwrap();
+        let took = begun.elapsed();
+        assert_eq!(ended.status.code(), Some(4), "{line}: {ended:?}");
+        let said = text(&ended.stderr);
+        assert!(said.starts_with("error: ") && !said.contains("Timeout expired"), "{line}: {said}");
+        let lines = said.lines().count();
+        assert!(lines == 2 && said.contains("\nhint: ") || line == "health", "{line}: {said}");
+        took
+    };
+    // The time of this machine is also others'; on a clock of its own the library's test
+    // `a_daemon_that_never_answers_is_given_up` holds each command to the same at once.
     let lines = [
         "peers",
         "instances",
@@ -234,23 +261,18 @@ fn a_daemon_that_is_stuck_is_given_up_within_5_s_with_a_hint() {
         "allocate x",
         "logs 0 -f",
         "release 0",
+        "explain x",
         "doctor",
         "health",
     ];
-    let children = lines.map(|line| {
-        let mut command = lcactl(dir.path(), line);
-        command.env("LCA_ADDRESS", &socket).stdout(Stdio::piped()).stderr(Stdio::piped());
-        (line, command.spawn().unwrap())
+    std::thread::scope(|scope| {
+        for line in lines {
+            scope.spawn(move || {
+                let mut took = (0..4).map(|_| given_up(line));
+                assert!(took.any(|took| took < Duration::from_secs(5)), "{line} takes longer");
+            });
+        }
     });
-    for (line, child) in children {
-        let ended = child.wait_with_output().unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(8), "{line} took {:?}", begun.elapsed());
-        assert_eq!(ended.status.code(), Some(4), "{line}: {ended:?}");
-        let said = text(&ended.stderr);
-        assert!(said.starts_with("error: ") && !said.contains("Timeout expired"), "{line}: {said}");
-        let lines = said.lines().count();
-        assert!(lines == 2 && said.contains("\nhint: ") || line == "health", "{line}: {said}");
-    }
 }
 
 #[test]

@@ -163,13 +163,35 @@ async fn a_closed_pipe_is_quiet_and_a_full_disk_is_a_failure() -> anyhow::Result
         command.env("XDG_RUNTIME_DIR", up.runtime_dir.path()).args(["-c", line]);
         timeout(Duration::from_secs(20), command.output()).await
     };
-    let cut = shell(r#"{ "$LCACTL" service list; echo "ended with $?" >&2; } | head -1"#).await??;
-    assert!(cut.stdout.starts_with(b"NAME"), "{cut:?}");
-    assert_eq!(String::from_utf8_lossy(&cut.stderr), "ended with 0\n");
-    let full = shell(r#""$LCACTL" service list > /dev/full"#).await??;
-    assert_eq!(full.status.code(), Some(1), "{full:?}");
-    let said = String::from_utf8_lossy(&full.stderr).into_owned();
-    assert!(said.starts_with("error: cannot write the output: No space left"), "{said}");
+    assert_eq!(client::get(up.front, "/hello-world-server/hello").await?.status, 200);
+    let all = [
+        "service list",
+        "service get hello-world-server",
+        "instances",
+        "peers",
+        "health",
+        "doctor",
+        "explain hello-world-server",
+        "allocate hello-world-server",
+        "config check",
+    ];
+    for command in all {
+        let line = format!(r#"{{ "$LCACTL" {command}; echo "ended with $?" >&2; }} | head -1"#);
+        let cut = shell(&line).await??;
+        assert!(cut.stdout.ends_with(b"\n"), "{command}: {cut:?}");
+        let said = String::from_utf8_lossy(&cut.stderr).into_owned();
+        assert!(said.ends_with("ended with 0\n") && !said.contains("error"), "{command}: {said}");
+        let full = shell(&format!(r#""$LCACTL" {command} > /dev/full"#)).await??;
+        assert_eq!(full.status.code(), Some(1), "{command}: {full:?}");
+        let said = String::from_utf8_lossy(&full.stderr).into_owned();
+        let why = "error: cannot write the output: No space left";
+        assert!(said.lines().any(|line| line.starts_with(why)), "{command}: {said}");
+        let full = shell(&format!(r#""$LCACTL" -o json {command} > /dev/full"#)).await??;
+        assert_eq!(full.status.code(), Some(1), "{command}: {full:?}");
+        let told: serde_json::Value = serde_json::from_slice(&full.stderr)
+            .with_context(|| format!("{command}: not JSON: {full:?}"))?;
+        assert_eq!(told["error"]["exit_code"], 1, "{command}: {told}");
+    }
     assert!(up.stop(Signal::INT).await?.success());
     Ok(())
 }

@@ -24,6 +24,9 @@ use crate::{
 
 /// Younger than this, a socket that refuses may be about to be listened on.
 const JUST_MADE: Duration = Duration::from_secs(1);
+/// How long a daemon may take to say how it is. It asks nobody for that, and on a busy machine
+/// too this is over within 5 s.
+const ANSWER: Duration = Duration::from_secs(4);
 
 #[derive(Serialize)]
 struct Document {
@@ -75,8 +78,8 @@ async fn daemon(at: Address, global: &Global) -> Daemon {
         let error = Some(format!("nobody listens here: the daemon was killed, {what}"));
         return Daemon { address, gone: true, removed, status: None, error };
     }
-    let answer = timeout(connect::ANSWER, ask(&at, global)).await.unwrap_or_else(|_| {
-        Err(lca::Error::new(Kind::Timeout, format!("did not answer within {:?}", connect::ANSWER)))
+    let answer = timeout(ANSWER, ask(&at, global)).await.unwrap_or_else(|_| {
+        Err(lca::Error::new(Kind::Timeout, format!("did not answer within {ANSWER:?}")))
     });
     let there = Daemon { address, gone: false, removed: false, status: None, error: None };
     match answer {
@@ -99,7 +102,7 @@ fn remove(path: &Path) -> io::Result<()> {
 
 async fn ask(address: &Address, global: &Global) -> lca::Result<ServingStatus> {
     let mut health = HealthClient::new(connect::to(address, global).await?);
-    let answer = health.check(api::within(connect::ANSWER, HealthCheckRequest::default())).await?;
+    let answer = health.check(api::within(ANSWER, HealthCheckRequest::default())).await?;
     Ok(answer.into_inner().status())
 }
 

@@ -100,9 +100,9 @@ async fn adding_the_same_again_changes_nothing_and_sends_nothing() {
 async fn a_different_service_of_that_name_is_replaced_only_when_told() {
     let daemon = Daemon::start().await;
     let old = Program::new(b"old");
-    daemon.run(&old.add(" --memory 64MiB --env SECRET=hush")).await;
+    daemon.run(&old.add(" --memory 64MiB --env SECRET=hush --env OLD=1")).await;
     let new = Program::new(b"new");
-    let add = new.add(" --memory 65MiB --env SECRET=loud --ready-path /healthz");
+    let add = new.add(" --memory 65MiB --env SECRET=loud --env NEW=1 --ready-path /healthz");
     let refused = daemon.run(&add).await;
     assert_eq!((refused.exit, refused.out.as_str()), (Exit::Refused, ""));
     assert_snapshot!(refused.err, @r"
@@ -110,7 +110,9 @@ async fn a_different_service_of_that_name_is_replaced_only_when_told() {
       artifact: cba06b5736fa -> 11507a0e2f5e
       ready path: none -> /healthz
       memory: 64MiB -> 65MiB
-      environment: SECRET
+      environment: NEW added
+      environment: OLD removed
+      environment: SECRET changed
     hint: --replace stores this one as a new revision
     ");
     assert_eq!(daemon.state(|state| state.artifacts.len()), 1, "it was uploaded for nothing");
@@ -121,7 +123,9 @@ async fn a_different_service_of_that_name_is_replaced_only_when_told() {
       artifact: cba06b5736fa -> 11507a0e2f5e
       ready path: none -> /healthz
       memory: 64MiB -> 65MiB
-      environment: SECRET
+      environment: NEW added
+      environment: OLD removed
+      environment: SECRET changed
     ");
 }
 

@@ -283,9 +283,13 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
     field("placement", placed, place);
     let names: BTreeSet<_> = present.environment.keys().chain(wanted.environment.keys()).collect();
     for name in names {
-        if present.environment.get(name) != wanted.environment.get(name) {
-            lines.push(format!("environment: {name}"));
-        }
+        let change = match (present.environment.get(name), wanted.environment.get(name)) {
+            (None, Some(_)) => "added",
+            (Some(_), None) => "removed",
+            (was, is) if was != is => "changed",
+            _ => continue,
+        };
+        lines.push(format!("environment: {name} {change}"));
     }
     lines
 }
