@@ -143,8 +143,11 @@ def main():
         return
     token = os.environ.get("LCA_TOKEN")
     if args.token_file:
-        with open(args.token_file, encoding="ascii") as file:
-            token = file.read().strip()
+        try:
+            with open(args.token_file, encoding="ascii") as file:
+                token = file.read().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"error: cannot read the token: {error}")
     api = Api(args.address, token)
     match args.command:
         case "instances":
