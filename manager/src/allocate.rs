@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use lca::{
-    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
+    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Resources, Result, ServiceHash,
+    ServiceName,
     api::{
         self,
         proto::{self, allocate_request::Mode, allocator_client::AllocatorClient},
@@ -41,6 +42,9 @@ const MARGIN: Duration = Duration::from_secs(10);
 const BEYOND: Duration = Duration::from_secs(1);
 /// When to try again where nobody said anything better.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Of those that may be asked, how many are followed for what they have left: the first
+/// is asked, and the others if it has nothing.
+const MAX_FOLLOWED: usize = 3;
 /// Allocators named in one refusal, and characters kept of what each said: enough to
 /// see why, and still a header block.
 const MAX_REASONS: usize = 8;
@@ -51,6 +55,7 @@ const MAX_REASON: usize = 160;
 pub(crate) struct Order {
     pub(crate) name: ServiceName,
     pub(crate) service: ServiceHash,
+    pub(crate) resources: Resources,
     pub(crate) limits: Requirements,
     pub(crate) start_timeout: Duration,
     pub(crate) mode: Mode,
@@ -85,8 +90,11 @@ pub(crate) async fn allocate(
     }
     let mut refusals = Refusals::default();
     for (group, patience) in groups(all, order.first) {
-        let (offers, silent) = measure(reach, allocators, order.service, &group, patience).await;
+        let (mut offers, silent) =
+            measure(reach, allocators, order.service, &group, patience).await;
         silent.into_iter().for_each(|(peer, error)| refusals.add(peer, error));
+        let joins = order.mode != Mode::New;
+        heed_rooms(&mut offers, allocators, order.resources, joins);
         let mut ranked = policy::rank(&offers, &order.limits, order.service);
         if let Some(first) = order.first
             && let Some(at) = ranked.iter().position(|peer| *peer == first)
@@ -94,6 +102,10 @@ pub(crate) async fn allocate(
             ranked[..=at].rotate_right(1);
         }
         refusals.too_far(&offers, &order.limits);
+        for peer in ranked.iter().take(MAX_FOLLOWED) {
+            let one = group.iter().find(|one| one.endpoint.peer == *peer);
+            one.into_iter().for_each(|one| allocators.rooms.need(&one.endpoint));
+        }
         for peer in ranked {
             let Some(Allocator { endpoint, .. }) =
                 group.iter().find(|one| one.endpoint.peer == peer)
@@ -167,6 +179,19 @@ pub(crate) async fn measure(
         }
     }
     (offers, silent)
+}
+
+/// Marks those that have said that they have nothing left. `joins`: an instance that is
+/// there will do as well.
+pub(crate) fn heed_rooms(
+    offers: &mut [Offer],
+    allocators: &Allocators,
+    needs: Resources,
+    joins: bool,
+) {
+    for offer in offers {
+        offer.room &= allocators.rooms.has_room(offer.peer, needs, joins);
+    }
 }
 
 /// One allocator's no.

@@ -17,6 +17,7 @@ use lca::{
     PeerId, ServiceHash,
     discovery::{Found, Key},
     endpoint::{Endpoint, Role},
+    shutdown::Spawner,
 };
 use lru::LruCache;
 use tokio::{
@@ -24,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use crate::reach::Reach;
+use crate::{reach::Reach, rooms::Rooms};
 
 /// Allocators a node keeps in mind; more would only be ranked behind.
 const MAX: usize = 256;
@@ -55,6 +56,8 @@ const MAX_FULL: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 #[derive(Clone, Debug)]
 pub(crate) struct Allocators {
     reach: Reach,
+    /// What those have left that were needed a moment ago.
+    pub(crate) rooms: Rooms,
     state: Arc<Mutex<State>>,
     /// Told when somebody needs an allocator: rounds come often again.
     needed: Arc<Notify>,
@@ -82,9 +85,10 @@ pub(crate) struct Allocator {
 }
 
 impl Allocators {
-    pub(crate) fn new(reach: Reach) -> Self {
+    pub(crate) fn new(reach: Reach, spawner: Spawner) -> Self {
         let state = State { seen: HashMap::new(), full: LruCache::new(MAX_FULL) };
-        Self { reach, state: Arc::new(Mutex::new(state)), needed: Arc::default() }
+        let rooms = Rooms::new(reach.clone(), spawner);
+        Self { reach, rooms, state: Arc::new(Mutex::new(state)), needed: Arc::default() }
     }
 
     /// Keeps the list until `stopping`, with a round `every` so often while allocators are

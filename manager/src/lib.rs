@@ -30,6 +30,7 @@ mod policy;
 mod reach;
 mod relay;
 mod representatives;
+mod rooms;
 mod scale;
 mod service;
 #[cfg(test)]

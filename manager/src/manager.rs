@@ -100,7 +100,7 @@ impl Manager {
         spawner: &Spawner,
     ) -> Self {
         let reach = Reach { discovery, mesh };
-        let allocators = Allocators::new(reach.clone());
+        let allocators = Allocators::new(reach.clone(), spawner.clone());
         let keep = allocators.clone().keep(config.allocators_every, spawner.stopping());
         spawner.spawn("allocators", keep);
         let inner = Inner {

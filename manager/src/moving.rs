@@ -60,6 +60,8 @@ const IN_USE: Duration = Duration::from_secs(10);
 /// Allocators whose distance is kept fresh while a home is too far: one of the nearest
 /// will be it.
 const MAX_WATCHED: usize = 8;
+/// Of these, within soft, how many are followed for what they have left.
+const MAX_FOLLOWED: usize = 3;
 /// How often that is said: well within what the mesh calls used.
 const WATCH_AGAIN: Duration = Duration::from_secs(20);
 const _: () = assert!(WATCH_AGAIN.as_secs() < lca::mesh::IN_USE.as_secs());
@@ -295,11 +297,15 @@ fn look_after(
         let near = allocators.get_or_insert_with(|| nearest(inner));
         if watch {
             let watched = near.iter().take(MAX_WATCHED);
-            watched.for_each(|(_, one)| inner.reach.mesh.watch(&one.endpoint));
+            let limits = key.limits();
+            watched.for_each(|(_, one)| inner.reach.mesh.watch_near(&one.endpoint, &limits));
+            let needed = near.iter().filter(|(rtt, _)| key.limits().within_soft(*rtt));
+            let needed = needed.take(MAX_FOLLOWED);
+            needed.for_each(|(_, one)| inner.allocators.rooms.need(&one.endpoint));
         }
         let home = inner.moving.home(key.service, &key.limits());
         let home = known.iter().find(|one| Some(one.instance) == home);
-        offer = nearest_offer(near, home.map(|home| home.endpoint.peer));
+        offer = nearest_offer(inner, near, &spec, home.map(|home| home.endpoint.peer));
     }
     if let Decision::Look { within, avoid } = inner.moving.observe(&key, &candidates, offer, now) {
         look(inner, key, spec, within, avoid);
@@ -316,8 +322,16 @@ fn nearest(inner: &Inner) -> Vec<(Duration, Allocator)> {
 }
 
 /// How far the nearest one is that may start another instance.
-fn nearest_offer(near: &[(Duration, Allocator)], home: Option<PeerId>) -> Option<Duration> {
-    near.iter().find(|(_, one)| Some(one.endpoint.peer) != home).map(|(rtt, _)| *rtt)
+fn nearest_offer(
+    inner: &Inner,
+    near: &[(Duration, Allocator)],
+    spec: &Cached,
+    home: Option<PeerId>,
+) -> Option<Duration> {
+    let may = |peer: PeerId| {
+        Some(peer) != home && inner.allocators.rooms.has_room(peer, spec.spec.resources, true)
+    };
+    near.iter().find(|(_, one)| may(one.endpoint.peer)).map(|(rtt, _)| *rtt)
 }
 
 /// Has one found or allocated within these limits, behind the requests.

@@ -26,7 +26,7 @@ use crate::{
 use known::KnownSpecs;
 
 mod allocator;
-mod follow;
+pub(crate) mod follow;
 pub(crate) mod instances;
 pub(crate) mod known;
 mod registry;

@@ -10,6 +10,7 @@ mod moving;
 mod picking;
 mod registry;
 mod relaying;
+mod rooms;
 mod scaling;
 mod stampede;
 mod watching;

@@ -99,6 +99,13 @@ impl Service {
         stored.into_inner().spec.context("the registry answers with what it stored")
     }
 
+    /// Moved nearer for clients further away than so many milliseconds.
+    #[must_use]
+    pub fn soft_rtt_ms(mut self, ms: u32) -> Self {
+        self.spec.requirements.get_or_insert_default().soft_rtt_ms = ms;
+        self
+    }
+
     /// Not used by clients further away than so many milliseconds.
     #[must_use]
     pub fn hard_rtt_ms(mut self, ms: u32) -> Self {

@@ -11,6 +11,7 @@ mod limits;
 mod loss;
 mod machines;
 mod metrics;
+mod moving;
 mod network;
 mod registry;
 mod requests;

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream};
 use lca::{PeerId, Requirements, api::proto, specs::Cached};
 
 use crate::{
-    allocate::{groups, measure},
+    allocate::{groups, heed_rooms, measure},
     allocators::Allocator,
     manager::Inner,
     policy::{self, Offer},
@@ -72,7 +72,8 @@ async fn rank(
     );
     let mut places = Vec::new();
     let mut next = 1;
-    for ((offers, silent), doubtful) in [(first, false), (last, true)] {
+    for ((mut offers, silent), doubtful) in [(first, false), (last, true)] {
+        heed_rooms(&mut offers, allocators, spec.spec.resources, true);
         let order = policy::rank(&offers, limits, spec.hash);
         for offer in offers {
             let at = order.iter().position(|peer| *peer == offer.peer);

@@ -29,7 +29,7 @@ const RESUME: Duration = Duration::from_millis(50);
 /// What a follower has to say of its allocator.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are events")]
-pub(super) enum Said {
+pub(crate) enum Said {
     /// It begins to tell what it has; up to `synced`, what it does not tell is not there.
     Begun,
     /// Something else.
@@ -39,18 +39,18 @@ pub(super) enum Said {
 }
 
 /// One allocator that is followed.
-pub(super) struct Follower {
-    pub(super) reach: Reach,
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) which: proto::WatchInstancesRequest,
+pub(crate) struct Follower {
+    pub(crate) reach: Reach,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) which: proto::WatchInstancesRequest,
     /// Tells whoever merges, under this number.
-    pub(super) number: u64,
-    pub(super) sender: mpsc::Sender<(u64, Said)>,
+    pub(crate) number: u64,
+    pub(crate) sender: mpsc::Sender<(u64, Said)>,
 }
 
 impl Follower {
     /// Follows until it is dropped, or nobody listens.
-    pub(super) async fn follow(self) {
+    pub(crate) async fn follow(self) {
         loop {
             let mut synced = false;
             let end = self.once(&mut synced).await;

@@ -243,6 +243,11 @@ impl FakeAllocator {
         self.feed.send(event).unwrap();
     }
 
+    /// Whether anybody follows what it has.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.feed.receiver_count() > 0
+    }
+
     /// Its only instance is no more, and nobody is told.
     pub(crate) fn loses_all(&self) {
         self.lock().instances.clear();
