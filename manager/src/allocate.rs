@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use lca::{
-    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Resources, Result, ServiceHash,
-    ServiceName,
+    Error, InstanceId, Kind, PeerId, Placement, RequestId, Requirements, Resources, Result,
+    ServiceHash, ServiceName,
     api::{
         self,
         proto::{self, allocate_request::Mode, allocator_client::AllocatorClient},
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     allocators::{Allocator, Allocators},
     flight::{Flight, Landed},
-    policy::{self, Offer},
+    policy::{self, Facts, Offer, placement::share},
     reach::{Reach, ready},
 };
 
@@ -58,6 +58,7 @@ pub(crate) struct Order {
     pub(crate) resources: Resources,
     pub(crate) limits: Requirements,
     pub(crate) start_timeout: Duration,
+    pub(crate) placement: Placement,
     pub(crate) mode: Mode,
     /// Kept for every try: an allocator that has done it already says so.
     pub(crate) request_id: RequestId,
@@ -95,7 +96,9 @@ pub(crate) async fn allocate(
         silent.into_iter().for_each(|(peer, error)| refusals.add(peer, error));
         let joins = order.mode != Mode::New;
         heed_rooms(&mut offers, allocators, order.resources, joins);
-        let mut ranked = policy::rank(&offers, &order.limits, order.service);
+        ask_facts(reach, order.placement, order.service, &order.limits, &group, &mut offers).await;
+        let mut ranked =
+            policy::rank(order.placement, joins, &offers, &order.limits, order.service);
         if let Some(first) = order.first
             && let Some(at) = ranked.iter().position(|peer| *peer == first)
         {
@@ -170,7 +173,8 @@ pub(crate) async fn measure(
     for (peer, measured) in join_all(measured).await {
         match measured {
             Ok(rtt) => {
-                offers.push(Offer { peer, rtt, room: allocators.has_room(peer, service) });
+                let room = allocators.has_room(peer, service);
+                offers.push(Offer { peer, rtt, room, facts: None });
             }
             Err(error) => {
                 allocators.failed(peer);
@@ -192,6 +196,50 @@ pub(crate) fn heed_rooms(
     for offer in offers {
         offer.room &= allocators.rooms.has_room(offer.peer, needs, joins);
     }
+}
+
+/// Learns what those within soft say of themselves, where the placement counts it.
+pub(crate) async fn ask_facts(
+    reach: &Reach,
+    placement: Placement,
+    service: ServiceHash,
+    limits: &Requirements,
+    group: &[Allocator],
+    offers: &mut [Offer],
+) {
+    if placement == Placement::Nearest {
+        return;
+    }
+    let asked = offers.iter_mut().filter(|offer| limits.within_soft(offer.rtt)).map(|offer| {
+        let endpoint = group.iter().map(|one| &one.endpoint).find(|at| at.peer == offer.peer);
+        async move {
+            let Some(endpoint) = endpoint else { return };
+            let within = policy::placement::ASK;
+            let which = proto::ListInstancesRequest {
+                service_hash: service.to_string(),
+                ..Default::default()
+            };
+            let said = tokio::try_join!(
+                reach.describe(endpoint, within),
+                reach.instances(endpoint, which, within)
+            );
+            let Ok((described, instances)) = said else { return };
+            let used = described.used.unwrap_or_default();
+            let total = described.total.unwrap_or_default();
+            let shares = [
+                share(used.cpu_millis.into(), total.cpu_millis.into()),
+                share(used.memory_bytes, total.memory_bytes),
+                share(used.instances.into(), total.instances.into()),
+            ];
+            let ends = |one: &&proto::Instance| one.state() != proto::InstanceState::Draining;
+            let instances = instances.iter().filter(ends).count();
+            offer.facts = Some(Facts {
+                instances: u32::try_from(instances).unwrap_or(u32::MAX),
+                used: shares.into_iter().max().unwrap_or_default(),
+            });
+        }
+    });
+    join_all(asked).await;
 }
 
 /// One allocator's no.

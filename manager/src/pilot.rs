@@ -191,6 +191,7 @@ fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> O
         resources: spec.spec.resources,
         limits: flight.question().limits(),
         start_timeout: spec.spec.readiness.start_timeout,
+        placement: spec.spec.placement,
         mode,
         request_id: flight.id().clone(),
         first,

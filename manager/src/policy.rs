@@ -12,7 +12,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::Level;
 
+pub(crate) mod placement;
 pub(crate) mod two;
+
+pub(crate) use placement::{Facts, rank};
 
 /// Distances below this are equal: they are the noise of a busy machine.
 const NOISE: Duration = Duration::from_millis(2);
@@ -84,6 +87,8 @@ pub(crate) struct Offer {
     pub(crate) rtt: Duration,
     /// False if it has just refused this service for lack of room.
     pub(crate) room: bool,
+    /// What it says of itself, if a placement wants to know.
+    pub(crate) facts: Option<Facts>,
 }
 
 /// What holds for one request: the service's promise, tightened by this node's
@@ -155,19 +160,6 @@ pub(crate) fn trial(
     worth_it.then_some(index)
 }
 
-/// The order in which allocators are asked: none beyond hard; those within soft that
-/// have room first; then by RTT bucket; then by rendezvous hash, which spreads services
-/// over the allocators of one place and lets its managers agree on one of them.
-pub(crate) fn rank(offers: &[Offer], limits: &Requirements, service: ServiceHash) -> Vec<PeerId> {
-    let mut usable: Vec<_> = offers.iter().filter(|offer| limits.within_hard(offer.rtt)).collect();
-    usable.sort_by_cached_key(|offer| {
-        let best = limits.within_soft(offer.rtt) && offer.room;
-        let weight = rendezvous(service, offer.peer);
-        (Reverse(best), bucket(offer.rtt), Reverse(weight), offer.peer)
-    });
-    usable.into_iter().map(|offer| offer.peer).collect()
-}
-
 /// Which of the steps 2, 5, 10, 20, 50, 100, ... milliseconds an RTT falls under.
 /// Logarithmic, so that managers of one place, which measure almost the same, see the
 /// same bucket almost always.
@@ -218,9 +210,14 @@ fn rendezvous(service: ServiceHash, peer: PeerId) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use lca::Placement;
     use proptest::prelude::*;
 
     use super::*;
+
+    fn rank(offers: &[Offer], limits: &Requirements, service: ServiceHash) -> Vec<PeerId> {
+        super::rank(Placement::Nearest, true, offers, limits, service)
+    }
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -256,6 +253,7 @@ mod tests {
                 peer: PeerId::from_public_key([n as u8; 32]),
                 rtt: ms(rtt),
                 room,
+                facts: None,
             });
             made.collect()
         })
@@ -391,7 +389,7 @@ mod tests {
     #[test]
     fn services_spread_over_allocators_that_are_equally_near() {
         let peers = [1, 2, 3].map(|n| PeerId::from_public_key([n; 32]));
-        let offers = peers.map(|peer| Offer { peer, rtt: ms(1), room: true });
+        let offers = peers.map(|peer| Offer { peer, rtt: ms(1), room: true, facts: None });
         let mut firsts = std::collections::HashSet::new();
         for service in 0..100 {
             let service = ServiceHash::from_sha256([service; 32]);

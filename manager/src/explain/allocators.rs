@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream};
 use lca::{PeerId, Requirements, api::proto, specs::Cached};
 
 use crate::{
-    allocate::{groups, heed_rooms, measure},
+    allocate::{ask_facts, groups, heed_rooms, measure},
     allocators::Allocator,
     manager::Inner,
     policy::{self, Offer},
@@ -72,9 +72,12 @@ async fn rank(
     );
     let mut places = Vec::new();
     let mut next = 1;
-    for ((mut offers, silent), doubtful) in [(first, false), (last, true)] {
+    let placement = spec.spec.placement;
+    for ((mut offers, silent), group, doubtful) in [(first, &sound, false), (last, &doubtful, true)]
+    {
         heed_rooms(&mut offers, allocators, spec.spec.resources, true);
-        let order = policy::rank(&offers, limits, spec.hash);
+        ask_facts(reach, placement, spec.hash, limits, group, &mut offers).await;
+        let order = policy::rank(placement, true, &offers, limits, spec.hash);
         for offer in offers {
             let at = order.iter().position(|peer| *peer == offer.peer);
             let rank = at.map_or(0, |at| next + at as u32);
