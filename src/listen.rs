@@ -56,7 +56,9 @@ pub fn cannot(what: &str, address: SocketAddr, hint: &str, error: io::Error) -> 
     failed.because(error)
 }
 
-fn out_of_descriptors(error: &io::Error) -> bool {
+/// Whether something could not be opened because this process, or the machine, has as
+/// many files open as it may.
+pub fn out_of_descriptors(error: &io::Error) -> bool {
     use rustix::io::Errno;
     error
         .raw_os_error()

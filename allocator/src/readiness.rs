@@ -8,8 +8,9 @@
 //! What is not ours, an external service, is looked at one [`Probe::look`] at a time, by
 //! whoever represents it.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
+use lca::listen::out_of_descriptors;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -33,7 +34,25 @@ pub struct Probe {
     place: String,
     http_path: Option<String>,
     /// What stood in the way at the last look.
-    obstacle: String,
+    obstacle: Obstacle,
+}
+
+/// Why a program is not ready, or why nobody can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The program's own, as the end of a sentence.
+    Program(String),
+    /// There was no descriptor to look with: nothing is known of the program.
+    NoDescriptor,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(sentence) => f.write_str(sentence),
+            Self::NoDescriptor => f.write_str("no file descriptor is left to ask it with"),
+        }
+    }
 }
 
 impl Probe {
@@ -43,12 +62,12 @@ impl Probe {
             true => format!("port {}", address.port()),
             false => address.to_string(),
         };
-        let obstacle = format!("nothing listens on {place}");
+        let obstacle = Obstacle::Program(format!("nothing listens on {place}"));
         Self { address, place, http_path, obstacle }
     }
 
-    /// What stood in the way at the last look, as the end of a sentence.
-    pub fn obstacle(&self) -> &str {
+    /// What stood in the way at the last look.
+    pub fn obstacle(&self) -> &Obstacle {
         &self.obstacle
     }
 
@@ -59,7 +78,9 @@ impl Probe {
         loop {
             match self.look().await {
                 Ok(()) if alive() => return,
-                Ok(()) => self.obstacle = "somebody else answers on its port".into(),
+                Ok(()) => {
+                    self.obstacle = Obstacle::Program("somebody else answers on its port".into());
+                }
                 Err(obstacle) => self.obstacle = obstacle,
             }
             rest(pause).await;
@@ -70,26 +91,31 @@ impl Probe {
     /// Looks once, for at most two seconds. Cancel safe.
     ///
     /// # Errors
-    /// What stands in the way, as the end of a sentence.
-    pub async fn look(&self) -> Result<(), String> {
+    /// What stands in the way.
+    pub async fn look(&self) -> Result<(), Obstacle> {
         let place = &self.place;
         let Ok(connected) = timeout(ANSWER_WITHIN, TcpStream::connect(self.address)).await else {
-            return Err(format!("{place} does not accept"));
+            return Err(Obstacle::Program(format!("{place} does not accept")));
         };
-        let nothing = || format!("nothing listens on {place}");
-        let stream = connected.map_err(|_| nothing())?;
+        let nothing = || Obstacle::Program(format!("nothing listens on {place}"));
+        let stream = connected.map_err(|error| match out_of_descriptors(&error) {
+            true => Obstacle::NoDescriptor,
+            false => nothing(),
+        })?;
         if is_self(&stream) {
             return Err(nothing());
         }
         let Some(path) = &self.http_path else {
             return Ok(());
         };
-        match timeout(ANSWER_WITHIN, get(stream, path, self.address)).await {
-            Ok(Ok(status)) if status.starts_with('2') => Ok(()),
-            Ok(Ok(status)) => Err(format!("GET {path} answers {status}")),
-            Ok(Err(_)) => Err(format!("GET {path} is not answered in HTTP")),
-            Err(_) => Err(format!("GET {path} is not answered within {ANSWER_WITHIN:?}")),
-        }
+        Err(Obstacle::Program(
+            match timeout(ANSWER_WITHIN, get(stream, path, self.address)).await {
+                Ok(Ok(status)) if status.starts_with('2') => return Ok(()),
+                Ok(Ok(status)) => format!("GET {path} answers {status}"),
+                Ok(Err(_)) => format!("GET {path} is not answered in HTTP"),
+                Err(_) => format!("GET {path} is not answered within {ANSWER_WITHIN:?}"),
+            },
+        ))
     }
 }
 
@@ -161,7 +187,11 @@ mod tests {
         drop(listener);
         let mut probe = Probe::new(address, None);
         assert!(timeout(Duration::from_millis(20), probe.ready(|| true)).await.is_err());
-        assert!(probe.obstacle().starts_with("nothing listens"), "{}", probe.obstacle());
+        assert!(
+            probe.obstacle().to_string().starts_with("nothing listens"),
+            "{}",
+            probe.obstacle()
+        );
         let _listener = TcpListener::bind(address).await.unwrap();
         timeout(PATIENCE, probe.ready(|| true)).await.unwrap();
     }
@@ -171,7 +201,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut probe = Probe::new(listener.local_addr().unwrap(), None);
         assert!(timeout(Duration::from_millis(50), probe.ready(|| false)).await.is_err());
-        assert!(probe.obstacle().contains("somebody else"), "{}", probe.obstacle());
+        assert!(probe.obstacle().to_string().contains("somebody else"), "{}", probe.obstacle());
     }
 
     #[tokio::test]
@@ -207,6 +237,10 @@ mod tests {
         let (requests, ready) = tokio::join!(server, timeout(PATIENCE, probe.ready(|| true)));
         ready.unwrap();
         assert!(requests.iter().all(|request| request.starts_with("GET /healthz HTTP/1.1\r\n")));
-        assert!(probe.obstacle().contains("not answered in HTTP"), "{}", probe.obstacle());
+        assert!(
+            probe.obstacle().to_string().contains("not answered in HTTP"),
+            "{}",
+            probe.obstacle()
+        );
     }
 }

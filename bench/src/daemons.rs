@@ -49,13 +49,27 @@ impl Daemon {
         arguments: &[&str],
         bootstrap: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
+        Self::start_program(&std::env::current_exe()?, dir, name, role, arguments, bootstrap).await
+    }
+
+    /// The same of `program`, which is this one or the daemon's own.
+    pub(crate) async fn start_program(
+        program: &Path,
+        dir: &Path,
+        name: &str,
+        role: &str,
+        arguments: &[&str],
+        bootstrap: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let mut command = std::process::Command::new(program);
         command.arg0(role).arg("--data-dir").arg(dir.join(name));
         command.args(bootstrap.iter().flat_map(|address| ["--bootstrap", address]));
         command.args(arguments);
-        command.env_clear().env("XDG_RUNTIME_DIR", dir).env("HOME", dir).env("RUST_LOG", "error");
+        let log = std::env::var_os("RUST_LOG").unwrap_or_else(|| "error".into());
+        command.env_clear().env("XDG_RUNTIME_DIR", dir).env("HOME", dir).env("RUST_LOG", log);
         command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = Command::from(command).kill_on_drop(true).spawn()?;
+        let child = Command::from(command).kill_on_drop(true).spawn();
+        let mut child = child.with_context(|| format!("cannot start {}", program.display()))?;
         let lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
         let reading = timeout(READY_WITHIN, report(lines)).await;
         let report = reading.with_context(|| format!("{name} does not get ready"))??;

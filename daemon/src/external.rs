@@ -33,7 +33,10 @@ use lca::{
     shutdown::Spawner,
     specs::{Cached, Specs},
 };
-use lca_allocator::{announce, readiness::Probe};
+use lca_allocator::{
+    announce,
+    readiness::{Obstacle, Probe},
+};
 use lca_ingress::Ingress;
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -161,8 +164,13 @@ impl Representative {
         match spec {
             Ok(spec) => {
                 let path = spec.spec.readiness.http_path.clone();
-                let seen = Probe::new(*address, path).look().await;
-                self.saw(&spec, seen);
+                match Probe::new(*address, path).look().await {
+                    // It may answer or not: what is known of it holds.
+                    Err(Obstacle::NoDescriptor) => {
+                        tracing::debug!(%service, "{}", Obstacle::NoDescriptor);
+                    }
+                    seen => self.saw(&spec, seen.map_err(|obstacle| obstacle.to_string())),
+                }
             }
             Err(error) => self.cannot(&error),
         }

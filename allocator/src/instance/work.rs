@@ -16,7 +16,7 @@ use crate::{
     lifecycle::Event,
     outside::{Door, Local},
     port::Port,
-    readiness::Probe,
+    readiness::{Obstacle, Probe},
     table::Ask,
     told,
 };
@@ -33,7 +33,16 @@ enum Attempt {
     Ready,
     Exited(Exit),
     /// And what stood in the way.
-    Late(String),
+    Late(Obstacle),
+}
+
+/// A start, or a take-over, that came to nothing for an obstacle: the machine's shortage
+/// is not held against the service.
+fn late(reason: String, obstacle: &Obstacle) -> Error {
+    match obstacle {
+        Obstacle::Program(_) => Error::new(Kind::StartFailed, reason),
+        Obstacle::NoDescriptor => Error::new(Kind::NoCapacity, reason),
+    }
 }
 
 impl Owner {
@@ -91,7 +100,7 @@ impl Owner {
                 let reason = format!(
                     "{name} did not answer within {within:?} of being taken over: {obstacle}"
                 );
-                self.failed(Error::new(Kind::StartFailed, reason))
+                self.failed(late(reason, &obstacle))
             }
             Err(error) => self.failed(error),
         }
@@ -149,7 +158,7 @@ impl Owner {
             Ok(Attempt::Late(obstacle)) => {
                 let within = self.entry.spec.readiness.start_timeout;
                 let reason = format!("{name} was not ready within {within:?}: {obstacle}");
-                self.failed(Error::new(Kind::StartFailed, reason))
+                self.failed(late(reason, &obstacle))
             }
             Err(error) => self.failed(error),
         }
@@ -158,7 +167,7 @@ impl Owner {
     async fn attempt(&mut self, since: Instant, deadline: Instant) -> Result<Attempt> {
         let supervisor = self.supervisor.clone();
         let (id, spec) = (self.entry.id, self.entry.spec.clone());
-        let late = |obstacle: &str| Ok(Attempt::Late(obstacle.to_owned()));
+        let late = |obstacle: &str| Ok(Attempt::Late(Obstacle::Program(obstacle.to_owned())));
         if self.front.is_none()
             && let Some(fronts) = &supervisor.fronts
         {
@@ -183,7 +192,7 @@ impl Owner {
         let launch =
             told::launch(&supervisor.config.told, node, &spec, id, program, port.number(), front);
         let number = launch.port;
-        port.let_go();
+        port.let_go().await;
         let Ok(started) = timeout_at(deadline, supervisor.driver.start(launch)).await else {
             return late("it could not be executed in time");
         };
@@ -209,7 +218,7 @@ impl Owner {
             biased;
             exit = driver.wait(id) => Attempt::Exited(exit?),
             () = probe.ready(|| driver.is_running(id)) => Attempt::Ready,
-            () = sleep_until(deadline) => Attempt::Late(probe.obstacle().to_owned()),
+            () = sleep_until(deadline) => Attempt::Late(probe.obstacle().clone()),
         })
     }
 
