@@ -73,7 +73,6 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let what = format!("cannot use the folder {}", data_dir.display());
         Error::new(Kind::FailedPrecondition, what).because(error)
     })?;
-    lca_daemon::limits::raise();
     let signal = shutdown_signal()?;
     tokio::pin!(signal);
     let starting = async {

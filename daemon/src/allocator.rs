@@ -31,6 +31,9 @@ pub struct Config {
     pub http: lca_proxy::Config,
     /// At a stop, leave what runs to be taken over by the next start.
     pub keep_instances: bool,
+    /// The soft limit of open files that instances start with, where it is below this
+    /// process's own.
+    pub open_files: Option<u64>,
 }
 
 /// An allocator that runs.
@@ -74,12 +77,13 @@ impl App {
     /// As [`build`](Self::build).
     pub async fn open(config: Config) -> Result<Self> {
         let dir = DataDir::take(&config.settings.data_dir).await?;
-        let driver = Process::open(&config.allocator.data_dir.join("instances"))?;
+        let driver = Process::open(&config.allocator.data_dir.join("instances"))?
+            .with_open_files(config.open_files);
         Self::build_in(dir, config, Arc::new(driver)).await
     }
 
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, http, keep_instances: keep } = config;
+        let Config { settings, mut allocator, http, keep_instances: keep, open_files: _ } = config;
         allocator.keep_instances = keep;
         let mut base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;

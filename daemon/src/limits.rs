@@ -20,8 +20,18 @@ const LEAST: usize = 4;
 /// What we count on where there is no limit.
 const UNLIMITED: usize = 1 << 20;
 
-/// Raises the soft limit to the hard one, and returns how many descriptors there are.
-pub fn raise() -> usize {
+/// What this process may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// How many there are.
+    pub count: usize,
+    /// The soft limit we were started with, which is what our instances start with; `None`
+    /// if there was none.
+    pub given: Option<u64>,
+}
+
+/// Raises the soft limit to the hard one.
+pub fn raise() -> Descriptors {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -29,11 +39,33 @@ pub fn raise() -> usize {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let now = getrlimit(Resource::Nofile).current;
-    now.map_or(UNLIMITED, |now| usize::try_from(now).unwrap_or(UNLIMITED))
+    let count = now.map_or(UNLIMITED, |now| usize::try_from(now).unwrap_or(UNLIMITED));
+    Descriptors { count, given: current }
+}
+
+/// What fits into a daemon's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Connections at once, for each of its listeners.
+    pub connections: usize,
+    /// Programs of this machine that have the local API open, by each of its listeners.
+    pub programs: usize,
+    /// Instances, if it is an allocator.
+    pub instances: u32,
+}
+
+impl Room {
+    /// Of each where `daemons` in one process share `descriptors`.
+    pub fn of(descriptors: usize, daemons: usize) -> Self {
+        let each = descriptors / daemons.max(1);
+        // Peers over the mesh, libp2p, and this machine's programs at the front.
+        let connections = connections(each, 3);
+        Self { connections, programs: programs(connections), instances: instances(each) }
+    }
 }
 
 /// Connections that a listener may have at once where `listeners` share `descriptors`.
-pub(crate) fn connections(descriptors: usize, listeners: usize) -> usize {
+fn connections(descriptors: usize, listeners: usize) -> usize {
     let left = descriptors - reserve(descriptors);
     (left / (EACH * listeners.max(1))).clamp(LEAST, MOST)
 }
@@ -41,12 +73,12 @@ pub(crate) fn connections(descriptors: usize, listeners: usize) -> usize {
 /// Programs of this machine that may have the local API open at once, by each of its two
 /// listeners, beside `connections` of libp2p: those cost one descriptor each where two were
 /// counted, and the others are for programs.
-pub(crate) fn programs(connections: usize) -> usize {
+fn programs(connections: usize) -> usize {
     (connections / 2).clamp(LEAST, lca::local::CONNECTIONS)
 }
 
 /// Instances that can run within `descriptors`; one, however few there are.
-pub(crate) fn instances(descriptors: usize) -> u32 {
+fn instances(descriptors: usize) -> u32 {
     let most = reserve(descriptors).saturating_sub(OWN) / INSTANCE;
     u32::try_from(most).unwrap_or(u32::MAX).max(1)
 }
@@ -80,5 +112,12 @@ mod tests {
             let left = descriptors - connections(descriptors, 3) * EACH * 3;
             assert!(instances(descriptors) as usize * INSTANCE + OWN <= left, "{descriptors}");
         }
+    }
+
+    #[test]
+    fn daemons_of_one_process_share_its_descriptors() {
+        assert_eq!(Room::of(256, 1), Room { connections: 21, programs: 10, instances: 52 });
+        assert_eq!(Room::of(1024, 4), Room::of(256, 1));
+        assert_eq!(Room::of(64, 34), Room { connections: LEAST, programs: LEAST, instances: 1 });
     }
 }

@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 use crate::{
     Settings, allocator,
     args::{Command, Common, Own, values},
-    limits, proxy,
+    limits::{self, Descriptors},
+    proxy,
 };
 
 /// The environment variable with a pre-shared key.
@@ -30,8 +31,8 @@ pub struct Environment {
     pub psk: bool,
     /// The user's data folder.
     pub data: Option<PathBuf>,
-    /// How many files this process may have open.
-    pub descriptors: usize,
+    /// What this process may have open.
+    pub descriptors: Descriptors,
 }
 
 impl Environment {
@@ -139,11 +140,10 @@ pub fn plan<C: Command>(
     problems.0.extend(values::key_kind(common.algo.as_deref(), common.bits.as_deref()));
     let data_dir = problems.take(data_dir(command, environment)).unwrap_or_default();
     let mut settings = settings(common, data_dir, &read, &mut problems);
-    // Peers over the mesh, and libp2p or this machine's programs at the front.
-    let connections = limits::connections(environment.descriptors, 3);
-    settings.max_connections = connections;
-    settings.max_programs = limits::programs(connections);
-    let http = lca_proxy::Config { max_connections: connections, ..Default::default() };
+    let fits = limits::Room::of(environment.descriptors.count, 1);
+    settings.max_connections = fits.connections;
+    settings.max_programs = fits.programs;
+    let http = lca_proxy::Config { max_connections: fits.connections, ..Default::default() };
     let plan = match command.own() {
         Own::Registry => Plan::Registry(Box::new(settings)),
         Own::Allocator(flags) => {
@@ -167,7 +167,7 @@ pub fn plan<C: Command>(
             if let Some(count) = count.and_then(|read| problems.take(read)) {
                 room.instances = count;
             }
-            let most = limits::instances(environment.descriptors);
+            let most = fits.instances;
             if room.instances > most {
                 tracing::warn!(
                     instances = most,
@@ -180,6 +180,7 @@ pub fn plan<C: Command>(
                 allocator: offer,
                 http,
                 keep_instances: flags.keep_instances,
+                open_files: environment.descriptors.given,
             }))
         }
         Own::Proxy(flags) => {

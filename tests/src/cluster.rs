@@ -286,6 +286,7 @@ impl Cluster {
                 allocator,
                 http: lca_proxy::Config::default(),
                 keep_instances,
+                open_files: None,
             };
             allocator::App::build(config, Arc::new(driver)).await
         })

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, fs, time::Duration};
 
+use anyhow::Context as _;
 use lca_tests::eventually;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::time::Instant;
@@ -113,6 +114,50 @@ async fn out_of_descriptors_the_machine_is_blamed_and_not_the_service() -> anyho
     }
     assert!(refused > 0, "it never ran out");
     pair.stop().await
+}
+
+#[tokio::test]
+async fn instances_start_with_the_limit_of_open_files_that_their_allocator_was_given()
+-> anyhow::Result<()> {
+    let pair = Pair::start("ulimit -Sn 300;", ADD).await?;
+    let id = pair.another().await?.expect("there is room");
+    let said = pair.registry.0.prints("lcactl -o json instances hello").await?;
+    let document: serde_json::Value = serde_json::from_str(&said)?;
+    let pid = document["instances"][0]["pid"].as_i64().context("a pid")?;
+    let soft = |pid: String| -> anyhow::Result<String> {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let line = limits.lines().find(|line| line.starts_with("Max open files"));
+        let mut words = line.context("a limit of open files")?.split_whitespace();
+        Ok(words.nth(3).context("a soft limit")?.to_owned())
+    };
+    assert_eq!(soft(pid.to_string())?, "300");
+    let own = soft(pair.allocator.1.pid().as_raw_nonzero().to_string())?;
+    assert_ne!(own, "300", "the allocator has raised its own");
+    pair.release(&id).await?;
+    pair.stop().await
+}
+
+#[tokio::test]
+async fn a_signal_while_an_allocator_starts_stops_what_it_takes_over() -> anyhow::Result<()> {
+    let mut pair = Pair::start("", ADD).await?;
+    pair.another().await?.expect("it starts");
+    pair.allocator.1.kill().await?;
+    assert_eq!(pair.allocator.0.processes().len(), 1, "the instance lives on");
+    // One of its files cannot be read before somebody writes.
+    let pipe = "$HOME/.local/share/lca/allocator/specs.cache";
+    pair.allocator.0.prints(&format!("rm -f {pipe}; mkfifo {pipe}")).await?;
+    let joins = format!("--bootstrap {}", pair.registry.1.line("libp2p")?);
+    pair.allocator.1 = pair.allocator.0.start(&format!("allocator {joins}")).await?;
+    // Opening a pipe for writing waits for its reader, which is in the middle of the start.
+    let pid = pair.allocator.1.pid().as_raw_nonzero();
+    pair.allocator.0.prints(&format!("exec 3> {pipe}; kill -TERM {pid}; sleep 0.2")).await?;
+    let status = pair.allocator.1.ended().await;
+    let said = pair.allocator.1.err();
+    assert!(said.contains("took over"), "it had not begun to take over: {said}");
+    assert!(status.success(), "{status}: {said}");
+    assert!(!pair.allocator.1.out().contains("Waiting for requests"), "{said}");
+    assert_eq!(pair.allocator.0.processes(), [0; 0], "something is left running: {said}");
+    pair.registry.1.stop().await
 }
 
 #[tokio::test]

@@ -63,6 +63,7 @@ const STRANGERS_NAMED: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Process {
     inner: Arc<Inner>,
+    open_files: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,15 @@ impl Process {
             Error::new(Kind::Conflict, format!("another allocator uses {}", dir.display()))
                 .because(io::Error::from(error))
         })?;
-        Ok(Self { inner: Arc::new(Inner { dir, books: Mutex::default(), _lock: lock }) })
+        let inner = Inner { dir, books: Mutex::default(), _lock: lock };
+        Ok(Self { inner: Arc::new(inner), open_files: None })
+    }
+
+    /// The same, with this soft limit of open files for what it starts, where that is below
+    /// our own: a daemon that raises its limit does so for itself. With none, instances
+    /// have ours.
+    pub fn with_open_files(self, soft: Option<u64>) -> Self {
+        Self { open_files: soft, ..self }
     }
 
     fn held(&self, id: InstanceId) -> Result<Arc<Held>> {
@@ -184,11 +193,11 @@ impl Driver for Process {
     }
 
     async fn start(&self, launch: Launch) -> Result<Started> {
-        let (id, service) = (launch.id, launch.service.clone());
+        let (id, service, open_files) = (launch.id, launch.service.clone(), self.open_files);
         let failed = |error| blame(&service, error);
         let home = self.inner.dir.join(id.to_string());
         let mut attempt = blocking(move || {
-            let mut prepared = Prepared::new(home, &launch)?;
+            let mut prepared = Prepared::new(home, &launch, open_files)?;
             let newborn = prepared.spawn();
             Ok((prepared, newborn))
         })

@@ -14,7 +14,11 @@ use lca::{
     listen,
     local::{self, Token},
 };
-use lca_daemon::{Addresses, Settings, allocator, proxy, registry};
+use lca_daemon::{
+    Addresses, Settings, allocator,
+    limits::{self, Room},
+    proxy, registry,
+};
 
 use super::Args;
 
@@ -37,6 +41,7 @@ impl Fleet {
     /// Starts a registry, allocators and a proxy under `data_dir`, joined to each other and
     /// to the bootstraps of `config`.
     pub(super) async fn start(data_dir: &Path, args: &Args, config: &Config) -> Result<Self> {
+        let descriptors = limits::raise();
         let &Args { nodes, port, grpc_port, .. } = args;
         // The ports people choose: said to be taken before anything starts.
         let front = SocketAddr::from(([127, 0, 0, 1], port));
@@ -48,7 +53,12 @@ impl Fleet {
             let free = std::net::TcpListener::bind(address);
             drop(free.map_err(|error| listen::cannot(what, address, hint, error))?);
         }
+        // The registry, the proxy and the allocators have one process's descriptors.
+        let fits = Room::of(descriptors.count, usize::from(nodes) + 2);
+        let http = lca_proxy::Config { max_connections: fits.connections, ..Default::default() };
         let settings = |name: String| Settings {
+            max_connections: fits.connections,
+            max_programs: fits.programs,
             bootstraps: config.bootstraps.clone(),
             requirements: config.requirements,
             ..Settings::loopback(data_dir.join(name), local::default_dir())
@@ -65,18 +75,19 @@ impl Fleet {
             let mut offer = lca_allocator::Config::new(settings.data_dir.join("allocator"));
             // One machine's room, divided among the allocators that share it.
             offer.capacity = offer.capacity.share(nodes.into());
+            offer.capacity.instances = offer.capacity.instances.min(fits.instances);
             let config = allocator::Config {
                 settings,
                 allocator: offer,
-                http: lca_proxy::Config::default(),
+                http,
                 keep_instances: false,
+                open_files: descriptors.given,
             };
             allocators.push(allocator::App::open(config).await?);
         }
         let mut settings = joining(PROXY.into());
         settings.grpc_listen = Some(grpc);
-        let proxy =
-            proxy::Config { settings, front, http: lca_proxy::Config::default(), external: None };
+        let proxy = proxy::Config { settings, front, http, external: None };
         let proxy = proxy::App::build(proxy).await?;
         let token = Token::file(&data_dir.join(PROXY));
         let fleet = Self { registry, allocators, proxy, token };

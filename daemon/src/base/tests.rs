@@ -106,6 +106,7 @@ async fn a_dropped_allocator_kills_what_runs() {
         allocator: lca_allocator::Config::new(data),
         http: lca_proxy::Config::default(),
         keep_instances: false,
+        open_files: None,
     };
     let app = allocator::App::build(config, Arc::new(driver.clone())).await.unwrap();
     let launch_one = launch();

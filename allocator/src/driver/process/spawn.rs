@@ -2,7 +2,9 @@
 //! the guards that undo each of them until somebody takes charge.
 //!
 //! Nothing here uses a hook between fork and exec, so the standard library can take
-//! the fast way (`posix_spawn`), which does not copy our page tables.
+//! the fast way (`posix_spawn`), which does not copy our page tables. So limits are set
+//! right after the program has been executed, while its loader runs: on a busy machine
+//! one that looks at them first thing may see ours.
 
 use std::{
     fs, io,
@@ -11,7 +13,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
 
 use super::{leader::start_time, output::Output};
 use crate::driver::Launch;
@@ -85,13 +87,15 @@ impl Drop for Newborn {
 #[derive(Debug)]
 pub(super) struct Prepared {
     command: Command,
+    open_files: Option<u64>,
     pub(super) output: Output,
     pub(super) home: Home,
 }
 
 impl Prepared {
-    /// Makes the folder and the command. Blocks on the disk.
-    pub(super) fn new(home: PathBuf, launch: &Launch) -> io::Result<Self> {
+    /// Makes the folder and the command, of a program that gets this soft limit of open
+    /// files if it is below ours. Blocks on the disk.
+    pub(super) fn new(home: PathBuf, launch: &Launch, open_files: Option<u64>) -> io::Result<Self> {
         let home = Home::create(home)?;
         let (output, file) = Output::create(home.path())?;
         let mut command = Command::new(&launch.program);
@@ -106,13 +110,29 @@ impl Prepared {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        Ok(Self { command, output, home })
+        Ok(Self { command, open_files, output, home })
     }
 
     /// Blocks until the program has been executed, or could not be.
     pub(super) fn spawn(&mut self) -> io::Result<Newborn> {
         let child = self.command.spawn()?;
+        if let Some(soft) = self.open_files {
+            limit_open_files(child.id(), soft);
+        }
         let start_time = start_time(child.id());
         Ok(Newborn { child: Some(child), start_time })
+    }
+}
+
+/// Lowers the soft limit of a child of ours, which is not reaped yet. One that has ended
+/// already, or runs as somebody else, keeps what it had.
+fn limit_open_files(pid: u32, soft: u64) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|ours| ours <= soft) {
+        return;
+    }
+    let lower = Rlimit { current: Some(soft), maximum };
+    if let Err(error) = prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, lower) {
+        tracing::debug!(pid, %error, "a program keeps the allocator's limit of open files");
     }
 }

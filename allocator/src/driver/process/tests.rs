@@ -168,6 +168,32 @@ async fn an_instance_gets_nothing_of_ours() {
 }
 
 #[tokio::test]
+async fn an_instance_has_the_limit_of_open_files_that_it_is_given() {
+    let bench = Bench::new();
+    let ours = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap();
+    let driver = |soft| bench.driver.clone().with_open_files(soft);
+    // The limit comes a moment after the start, so the script waits for another than ours;
+    // the next one never sees another, and has seconds to.
+    let script = |tries| {
+        format!(
+            "n=0; while [ $(ulimit -Sn) = {ours} ] && [ $n -lt {tries} ]; do n=$((n+1)); \
+             sleep 0.01; done; echo soft=$(ulimit -Sn); echo hard=$(ulimit -Hn)"
+        )
+    };
+    let launch = bench.script(&script(2000));
+    let id = launch.id;
+    driver(Some(77)).start(launch).await.unwrap();
+    assert_eq!(bench.said(id, "soft").await, "77");
+    assert_ne!(bench.said(id, "hard").await, "77", "it could not raise its own");
+    for soft in [None, Some(ours + 1)] {
+        let launch = bench.script(&script(10));
+        let id = launch.id;
+        driver(soft).start(launch).await.unwrap();
+        assert_eq!(bench.said(id, "soft").await, ours.to_string());
+    }
+}
+
+#[tokio::test]
 async fn a_group_dies_with_its_leader() {
     let bench = Bench::new();
     let launch = bench.script("sleep 1000 & echo child=$!; wait");
