@@ -6,6 +6,9 @@
 //!   │ error: nothing runs, exit 2, 4 or 5                   │ a task ended   │ second signal,
 //!   ▼                                                       ▼ exit 1         ▼ or too slow: exit 1
 //! ```
+//!
+//! One that is asked to stop while it starts finishes what it is about and drains: an
+//! allocator that gave up half way would leave running what it was taking over.
 
 use std::{
     io::{self, Write as _},
@@ -17,7 +20,7 @@ use lca::{Error, Exit, Kind, Result, endpoint::Role};
 use lca_node::Node;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -34,6 +37,9 @@ use crate::{
 const LOG_LEVEL: &str = "info,libp2p_swarm=warn,libp2p_kad=error";
 /// What a service manager shows.
 const READY: &str = "waiting for requests";
+/// How long a start may still take that is asked to stop: binding and taking over are a
+/// matter of milliseconds, and what runs needs the rest of [`STOP_WITHIN`] for its end.
+const BOUND_WITHIN: Duration = Duration::from_secs(2);
 /// After the end, how long a blocking call may still take before it is abandoned.
 const ABANDON: Duration = Duration::from_millis(100);
 
@@ -93,15 +99,30 @@ fn tell(error: &Error) {
 async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
     let mut signals = Signals::install()?;
     let notify = Notify::from_environment();
-    let starting = async {
-        let daemon = Daemon::build(plan.clone()).await?;
-        daemon.node().joined().await;
-        Ok::<_, Error>(daemon)
-    };
+    let mut building = std::pin::pin!(Daemon::build(plan.clone()));
     let daemon = tokio::select! {
-        () = signals.stop() => return Ok(Exit::Success),
-        daemon = starting => daemon?,
+        daemon = &mut building => daemon?,
+        () = signals.stop() => {
+            let asked = Instant::now();
+            let built = tokio::select! {
+                built = timeout(BOUND_WITHIN, building) => built,
+                () = signals.stop() => return Ok(at_once()),
+            };
+            return match built {
+                Ok(daemon) => Ok(drain(daemon?, &mut signals, &notify, asked).await),
+                Err(_) => {
+                    tracing::warn!("stopping in the middle of a start that takes too long");
+                    Ok(Exit::Other)
+                }
+            };
+        }
     };
+    tokio::select! {
+        _ = daemon.node().joined() => {}
+        () = signals.stop() => {
+            return Ok(drain(daemon, &mut signals, &notify, Instant::now()).await);
+        }
+    }
     // A reader that went away is no reason to stop.
     let _reader_gone = daemon.report(&plan).and_then(|()| io::stdout().flush());
     notify.ready(READY);
@@ -112,16 +133,25 @@ async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
         () = keep_alive(&notify) => false,
         () = reload(hangup, &daemon, &source, read, &notify) => false,
     };
+    let exit = drain(daemon, &mut signals, &notify, Instant::now()).await;
+    Ok(if asked { exit } else { Exit::Other })
+}
+
+/// Stops it, within [`STOP_WITHIN`] of `asked`, or at once at the next signal.
+async fn drain(daemon: Daemon, signals: &mut Signals, notify: &Notify, asked: Instant) -> Exit {
     tracing::info!("stopping");
     notify.stopping();
-    let in_time = tokio::select! {
-        in_time = timeout(STOP_WITHIN, daemon.drain()) => in_time.unwrap_or(false),
-        () = signals.stop() => {
-            tracing::warn!("asked to stop again; stopping at once");
-            false
+    tokio::select! {
+        in_time = timeout_at(asked + STOP_WITHIN, daemon.drain()) => {
+            if in_time.unwrap_or(false) { Exit::Success } else { Exit::Other }
         }
-    };
-    Ok(if asked && in_time { Exit::Success } else { Exit::Other })
+        () = signals.stop() => at_once(),
+    }
+}
+
+fn at_once() -> Exit {
+    tracing::warn!("asked to stop again; stopping at once");
+    Exit::Other
 }
 
 /// Tells a service manager that asked for it that the runtime still runs. Never ends.
