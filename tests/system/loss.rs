@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use lca::{config::Config, discovery::Discovery as _};
+use lca::{config::Config, discovery::Discovery as _, mesh::Mesh as _};
 use lca_node::link::Profile;
 use lca_tests::{Cluster, Service, eventually, http as client};
 use tokio::time::Instant;
@@ -213,6 +213,22 @@ async fn beyond_hard_what_is_under_way_finishes_and_what_is_new_goes_elsewhere()
     .await;
     assert_eq!(long.await??.status, 200, "it was begun within the limit");
     cluster.heal(proxy, far);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_application_takes_is_not_taken_for_distance() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().start().await?;
+    cluster.add(&Service::demo("slow-one")).await?;
+    let (node, allocator) = (cluster.proxy_node(0), cluster.allocator(0).peer);
+    // Long enough for three seconds with requests on a connection used before.
+    for _ in 0..12 {
+        assert_eq!(cluster.get("/slow-one/slow?ms=400").await?.status, 200);
+    }
+    let distance = node.distance(allocator).expect("it is probed while it is used");
+    assert_eq!(distance.felt, None, "{distance:?}");
+    assert!(distance.effective() < Duration::from_millis(200), "{distance:?}");
     cluster.drain().await;
     Ok(())
 }
