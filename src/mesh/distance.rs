@@ -105,9 +105,13 @@ impl Felt {
 
     /// What requests say of the distance, if it is far above `median`, what probes say.
     pub fn contradicts(&self, median: Duration, now: Instant) -> Option<Duration> {
-        let recent = self.seconds.iter().filter(|(began, _)| now.duration_since(*began) < FORGET);
-        let recent: Vec<_> = recent.map(|(_, least)| *least).collect();
-        let least = recent.iter().min().copied().filter(|_| recent.len() == SECONDS)?;
+        let is_recent = |began| now.duration_since(began) < FORGET;
+        // The oldest of them, so all are.
+        if self.seconds.len() < SECONDS || !self.seconds.first().is_some_and(|(b, _)| is_recent(*b))
+        {
+            return None;
+        }
+        let least = self.seconds.iter().map(|(_, least)| *least).min()?;
         (least > median.saturating_mul(FAR).saturating_add(FARTHER)).then_some(least)
     }
 }

@@ -209,7 +209,7 @@ impl Client {
     async fn measure_once(&self, to: &Endpoint) -> Result<Duration> {
         let stream = self.connect(to, Alpn::Probe).await?;
         let within = self.shared.dialler.timing().probe_within;
-        let measured = Connection::new(stream).measure(within).await;
+        let measured = Connection::new(stream, within).measure(within).await;
         measured.map_err(|error| unanswered(to.peer).because(error))
     }
 }

@@ -23,7 +23,7 @@ use lca::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -132,7 +132,7 @@ impl Prober {
     /// Probes on one connection until it is given up or nobody is interested.
     pub(super) async fn probe<S: Duplex>(&mut self, stream: S) -> End {
         let timing = self.dialler.timing();
-        let mut connection = Connection::new(stream);
+        let mut connection = Connection::new(stream, timing.probe_within);
         let mut end = End::default();
         while let Some(interest) = self.interest() {
             let within = pace::deadline(&timing, self.reading.borrow().smoothed.get());
@@ -156,13 +156,20 @@ impl Prober {
             self.near = pace::is_near(self.near, median, last, &interest.limits);
             let (sure, near) = (self.window.is_sure(), self.near);
             let state = State { used: interest.used, sure, lost, near };
-            tokio::select! {
-                () = sleep(pace::next_probe_in(&timing, state, sent.elapsed())) => {}
-                () = self.hurry.notified() => {}
-                error = connection.breaks() => {
-                    end.broke = true;
-                    self.lost(unanswered(self.peer).because(error));
-                    return end;
+            let next = Instant::now() + pace::next_probe_in(&timing, state, sent.elapsed());
+            loop {
+                tokio::select! {
+                    () = sleep_until(next) => break,
+                    () = self.hurry.notified() => break,
+                    late = connection.late() => match late {
+                        // It is far, not dead.
+                        Ok(took) => self.answered(took),
+                        Err(error) => {
+                            end.broke = true;
+                            self.lost(unanswered(self.peer).because(error));
+                            return end;
+                        }
+                    },
                 }
             }
         }
@@ -225,21 +232,25 @@ fn is_refusal(error: &Error) -> bool {
 #[derive(Debug)]
 pub(super) struct Connection<S = Stream> {
     stream: S,
-    /// Sent and not answered, oldest first. An answer that comes after its deadline is
-    /// known by this, and one to nothing that was sent is a fault: a peer can answer
-    /// late but neither early nor often.
-    outstanding: VecDeque<[u8; NONCE]>,
+    /// Sent and not answered, and when, oldest first. An answer that comes after its
+    /// deadline is known by this, and one to nothing that was sent is a fault: a peer can
+    /// answer late but neither early nor often.
+    outstanding: VecDeque<([u8; NONCE], Instant)>,
     frame: [u8; NONCE],
     filled: usize,
     warm: bool,
+    /// What takes longer is no answer.
+    most: Duration,
 }
 
 impl<S: Duplex> Connection<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, outstanding: VecDeque::new(), frame: [0; NONCE], filled: 0, warm: false }
+    pub(super) fn new(stream: S, most: Duration) -> Self {
+        let (outstanding, frame) = (VecDeque::new(), [0; NONCE]);
+        Self { stream, outstanding, frame, filled: 0, warm: false, most }
     }
 
-    /// How long a nonce takes to come back. May be dropped and called again.
+    /// How long a nonce takes to come back: this one, or an earlier one that was given up
+    /// and comes now. May be dropped and called again.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if it takes longer than `within`; another if the
@@ -252,12 +263,16 @@ impl<S: Duplex> Connection<S> {
         timeout(within, self.round_trip()).await?
     }
 
-    /// Resolves when the connection is of no use any more. Takes late answers meanwhile.
+    /// How long the next nonce took that comes back before it is no answer any more.
     /// Cancel safe.
-    pub(super) async fn breaks(&mut self) -> io::Error {
+    ///
+    /// # Errors
+    /// When the connection is of no use any more.
+    pub(super) async fn late(&mut self) -> io::Result<Duration> {
         loop {
-            if let Err(error) = self.next_answer().await {
-                return error;
+            let took = self.next_answer().await?;
+            if took <= self.most {
+                return Ok(took);
             }
         }
     }
@@ -267,18 +282,14 @@ impl<S: Duplex> Connection<S> {
         if self.outstanding.len() == OUTSTANDING {
             self.outstanding.pop_front();
         }
-        self.outstanding.push_back(nonce);
-        let sent = Instant::now();
+        self.outstanding.push_back((nonce, Instant::now()));
         self.stream.write_all(&nonce).await?;
         self.stream.flush().await?;
-        while !self.outstanding.is_empty() {
-            self.next_answer().await?;
-        }
-        Ok(sent.elapsed())
+        self.late().await
     }
 
-    /// Takes the next answer, which must be to something that was sent. Cancel safe.
-    async fn next_answer(&mut self) -> io::Result<()> {
+    /// How long the nonce took whose answer is the next. Cancel safe.
+    async fn next_answer(&mut self) -> io::Result<Duration> {
         while self.filled < NONCE {
             match self.stream.read(&mut self.frame[self.filled..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -286,12 +297,12 @@ impl<S: Duplex> Connection<S> {
             }
         }
         self.filled = 0;
-        let known = self.outstanding.iter().position(|nonce| *nonce == self.frame);
-        let known = known.ok_or_else(|| {
+        let known = self.outstanding.iter().position(|(nonce, _)| *nonce == self.frame);
+        let sent = known.and_then(|known| self.outstanding.drain(..=known).next_back());
+        let (_, sent) = sent.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing that was sent")
         })?;
-        self.outstanding.drain(..=known);
-        Ok(())
+        Ok(sent.elapsed())
     }
 }
 

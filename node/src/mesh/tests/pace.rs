@@ -137,9 +137,33 @@ async fn a_jump_over_a_limit_is_decided_within_a_second_and_a_half() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_suddenly_farther_than_answers_were_waited_for_is_far_and_not_silent() {
+    let mut probed = probe(1, |client, to| client.watch_near(to, &limits(50, 100)));
+    sleep(ms(10_500)).await;
+    probed.peer.rtt_ms.store(700, Ordering::SeqCst);
+    let jump = Instant::now();
+    let told = probed.reading.wait_for(|reading| reading.silent || reading.rtt > Some(ms(100)));
+    assert_eq!(told.await.unwrap().rtt, Some(ms(700)));
+    assert!(jump.elapsed() < ms(4000), "{:?}", jump.elapsed());
+    sleep(Duration::from_secs(20)).await;
+    let reading = probed.reading.borrow();
+    assert!(!reading.silent && reading.failures <= 2, "{reading:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_longer_than_is_worth_using_is_silence() {
+    let mut probed = probe(1, |client, to| client.watch(to));
+    sleep(ms(10_500)).await;
+    probed.peer.rtt_ms.store(1_200, Ordering::SeqCst);
+    let jump = Instant::now();
+    probed.reading.wait_for(|reading| reading.silent).await.unwrap();
+    assert!(jump.elapsed() <= ms(3000), "{:?}", jump.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_answers_are_taken_between_probes_and_the_end_is_noticed_at_once() {
     let (near, mut far) = tokio::io::duplex(64);
-    let mut connection = Connection::new(near);
+    let mut connection = Connection::new(near, ms(1000));
     let peer = tokio::spawn(async move {
         let mut nonce = [0; 8];
         far.read_exact(&mut nonce).await.unwrap();
@@ -150,7 +174,9 @@ async fn late_answers_are_taken_between_probes_and_the_end_is_noticed_at_once() 
     let late = connection.measure(ms(500)).await.unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     let before = Instant::now();
-    assert_eq!(connection.breaks().await.kind(), io::ErrorKind::UnexpectedEof);
+    // The first exchange warms the connection: it has no second yet.
+    assert_eq!(connection.late().await.unwrap(), ms(700));
+    assert_eq!(connection.late().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     assert_eq!(before.elapsed(), ms(500), "700 ms and 300 ms after the question");
     peer.await.unwrap();
 }
