@@ -43,6 +43,8 @@ pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<Outgoing>,
     pub(super) received: Arc<AtomicU64>,
     pub(super) task: AbortHandle,
+    /// No request has been sent on it.
+    pub(super) fresh: bool,
 }
 
 impl Connection {
@@ -119,13 +121,13 @@ impl<D: Dial> Lease<D> {
     fn finish(mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         if connection.usable() {
-            self.pool.put_back(self.key.clone(), connection);
+            self.pool.give_back(self.key.clone(), connection);
         } else if !connection.sender.is_closed() {
             let (pool, key) = (Arc::downgrade(&self.pool), self.key.clone());
             tokio::spawn(async move {
                 let settled = timeout(SETTLE, connection.sender.ready()).await;
                 match pool.upgrade() {
-                    Some(pool) if matches!(settled, Ok(Ok(()))) => pool.put_back(key, connection),
+                    Some(pool) if matches!(settled, Ok(Ok(()))) => pool.give_back(key, connection),
                     _ => connection.task.abort(),
                 }
             });

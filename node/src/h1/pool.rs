@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use lca::{Error, Kind, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
     time::{Instant, timeout},
 };
 
@@ -31,11 +32,16 @@ use super::{
 /// what our own servers accept too.
 const MAX_HEADERS: usize = 100;
 const MAX_BUFFER: usize = 64 << 10;
+/// Connections to one key that are being opened at the same time. Whoever comes meanwhile
+/// takes what is opened or given back first: a thousand requests at once need no thousand
+/// handshakes, which would keep a peer from its work. A peer 100 ms away, with a handshake
+/// of 300 ms, still serves the first hundred of a burst within a second.
+pub(super) const MAX_DIALS: usize = 16;
 
 /// How to reach what a pool connects to.
 pub trait Dial: fmt::Debug + Send + Sync + 'static {
     /// What is connected to.
-    type To: Sync + ?Sized;
+    type To: Clone + Send + Sync + 'static;
     /// What connections are shared by.
     type Key: Clone + Eq + Hash + fmt::Debug + Send + Sync + Unpin + 'static;
     /// A connection.
@@ -98,11 +104,11 @@ pub struct HeadAfter(pub Duration);
 /// Connections by key. Cheap to clone; the last clone closes what is unused, an answer
 /// being read keeps its own connection.
 pub struct Pool<D: Dial> {
-    shared: Arc<Shared<D>>,
+    pub(super) shared: Arc<Shared<D>>,
 }
 
 pub(super) struct Shared<D: Dial> {
-    dial: D,
+    pub(super) dial: D,
     pub(super) config: Config,
     ids: AtomicU64,
     state: Mutex<State<D::Key>>,
@@ -117,7 +123,16 @@ struct State<K> {
 struct Slot {
     // The most recently used at the back.
     idle: VecDeque<Idle>,
+    // Requests without a connection, the first to come at the front. None while any is idle.
+    waiting: VecDeque<Waiting>,
+    dialling: usize,
     in_flight: usize,
+}
+
+struct Waiting {
+    id: u64,
+    // Taken when it is used.
+    give: Option<oneshot::Sender<Result<Connection>>>,
 }
 
 struct Idle {
@@ -158,27 +173,31 @@ impl<D: Dial> Pool<D> {
     ) -> std::result::Result<Response<Body>, Failed> {
         let key = self.shared.dial.key(to);
         let (mut request, sent) = outgoing(request);
-        while let Some(connection) = self.shared.take(&key) {
+        loop {
+            let connection = match self.shared.take(&key) {
+                Some(connection) => connection,
+                None => match self.shared.wait(&key, to).await {
+                    Ok(connection) => connection,
+                    Err(error) => return Err(Failed::NotSent(returned(request), error)),
+                },
+            };
+            let fresh = connection.fresh;
             let lease = Lease::new(self.shared.clone(), key.clone(), connection);
             let began = Instant::now();
             match lease.exchange(request, &sent).await {
                 Ok(mut answer) => {
-                    answer.extensions_mut().insert(HeadAfter(began.elapsed()));
+                    if !fresh {
+                        answer.extensions_mut().insert(HeadAfter(began.elapsed()));
+                    }
                     return Ok(answer);
+                }
+                Err(Attempt::Returned(back, error)) if fresh => {
+                    return Err(Failed::NotSent(returned(*back), error));
                 }
                 Err(Attempt::Returned(back, _)) => request = *back,
                 Err(Attempt::Failed(cause, error)) => return Err(Failed::Sent(cause, error)),
             }
         }
-        let connection = match self.shared.connect(&key, to).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(Failed::NotSent(returned(request), error)),
-        };
-        let lease = Lease::new(self.shared.clone(), key, connection);
-        lease.exchange(request, &sent).await.map_err(|attempt| match attempt {
-            Attempt::Returned(back, error) => Failed::NotSent(returned(*back), error),
-            Attempt::Failed(cause, error) => Failed::Sent(cause, error),
-        })
     }
 
     /// Requests whose answer has not come to its end.
@@ -230,23 +249,75 @@ impl<D: Dial> Shared<D> {
         None
     }
 
+    /// The first connection that is opened for us or given back by another request.
+    async fn wait(self: &Arc<Self>, key: &D::Key, to: &D::To) -> Result<Connection> {
+        let limit = self.config.connect;
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let (give, given) = oneshot::channel();
+        let dial = {
+            let mut state = self.lock();
+            let slot = state.slots.entry(key.clone()).or_default();
+            slot.waiting.push_back(Waiting { id, give: Some(give) });
+            let dial = slot.dialling < MAX_DIALS;
+            slot.dialling += usize::from(dial);
+            dial
+        };
+        if dial {
+            tokio::spawn(self.clone().dial(key.clone(), to.clone(), id));
+        }
+        let mut wait = Wait { pool: self, key, id, given };
+        match timeout(limit, &mut wait.given).await {
+            Ok(Ok(given)) => given,
+            _ => Err(not_within(limit)),
+        }
+    }
+
+    /// Opens connections until nobody lacks one, or one cannot be opened. That is told to
+    /// `whose` it was, and to everyone if no other is being opened.
+    async fn dial(self: Arc<Self>, key: D::Key, to: D::To, whose: u64) {
+        loop {
+            match self.connect(&key, &to).await {
+                Ok(connection) => self.put_back(key.clone(), connection),
+                Err(error) => return self.not_opened(&key, whose, &error),
+            }
+            let mut state = self.lock();
+            let Some(slot) = state.slots.get_mut(&key) else { return };
+            // Until here this one counted as being opened.
+            if slot.waiting.len() < slot.dialling {
+                slot.dialling -= 1;
+                return state.tidy(&key);
+            }
+        }
+    }
+
+    fn not_opened(&self, key: &D::Key, whose: u64, error: &Error) {
+        let mut state = self.lock();
+        let Some(slot) = state.slots.get_mut(key) else { return };
+        slot.dialling -= 1;
+        let none_left = slot.dialling == 0;
+        slot.waiting.retain_mut(|waiting| {
+            let told = none_left || waiting.id == whose;
+            if told && let Some(give) = waiting.give.take() {
+                let _gone_meanwhile = give.send(Err(error.clone()));
+            }
+            !told
+        });
+        state.tidy(key);
+    }
+
     async fn connect(self: &Arc<Self>, key: &D::Key, to: &D::To) -> Result<Connection> {
         let limit = self.config.connect;
         let dialled = timeout(limit, self.dial.dial(to)).await;
-        let stream = dialled.unwrap_or_else(|_| {
-            Err(Error::new(Kind::Unavailable, format!("no connection within {limit:?}")))
-        })?;
+        let stream = dialled.unwrap_or_else(|_| Err(not_within(limit)))?;
         let stream = Bounded::new(stream, self.config.stall);
         let received = stream.received();
-        let (sender, connection) = http1::Builder::new()
+        let (mut sender, connection) = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_BUFFER)
             .max_buf_size(MAX_BUFFER)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| {
-                Error::new(Kind::Unavailable, "the connection failed at once").because(error)
-            })?;
+            .map_err(failed_at_once)?;
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (pool, key) = (Arc::downgrade(self), key.clone());
         // Ends when its last sender is dropped, the other end closes, or it is aborted.
@@ -258,7 +329,9 @@ impl<D: Dial> Shared<D> {
                 pool.forget(&key, id);
             }
         });
-        Ok(Connection { id, sender, received, task: task.abort_handle() })
+        // Its task has to run once before it can be told from a dead one.
+        sender.ready().await.map_err(failed_at_once)?;
+        Ok(Connection { id, sender, received, task: task.abort_handle(), fresh: true })
     }
 
     /// Takes a dead connection off the list.
@@ -270,9 +343,17 @@ impl<D: Dial> Shared<D> {
         }
     }
 
-    pub(super) fn put_back(self: &Arc<Self>, key: D::Key, connection: Connection) {
+    /// For whoever waits longest, else to be used later.
+    fn put_back(self: &Arc<Self>, key: D::Key, mut connection: Connection) {
         let mut state = self.lock();
         let slot = state.slots.entry(key).or_default();
+        while let Some(Waiting { give, .. }) = slot.waiting.pop_front() {
+            match give.map(|give| give.send(Ok(connection))) {
+                // It gave up meanwhile.
+                Some(Err(Ok(back))) => connection = back,
+                _ => return,
+            }
+        }
         if slot.idle.len() >= self.config.max_idle {
             slot.idle.pop_front();
         }
@@ -282,6 +363,12 @@ impl<D: Dial> Shared<D> {
         if !std::mem::replace(&mut state.sweeping, true) {
             tokio::spawn(sweep(Arc::downgrade(self), self.config.keep));
         }
+    }
+
+    /// After a request: it may be used for another.
+    pub(super) fn give_back(self: &Arc<Self>, key: D::Key, mut connection: Connection) {
+        connection.fresh = false;
+        self.put_back(key, connection);
     }
 
     pub(super) fn started(&self, key: &D::Key) {
@@ -299,10 +386,49 @@ impl<D: Dial> Shared<D> {
 
 impl<K: Eq + Hash> State<K> {
     fn tidy(&mut self, key: &K) {
-        if self.slots.get(key).is_some_and(|slot| slot.idle.is_empty() && slot.in_flight == 0) {
+        if self.slots.get(key).is_some_and(Slot::is_unused) {
             self.slots.remove(key);
         }
     }
+}
+
+impl Slot {
+    fn is_unused(&self) -> bool {
+        self.idle.is_empty() && self.waiting.is_empty() && self.dialling == 0 && self.in_flight == 0
+    }
+}
+
+/// A place among those who wait. Dropping it leaves, and passes on what has been given.
+struct Wait<'a, D: Dial> {
+    pool: &'a Arc<Shared<D>>,
+    key: &'a D::Key,
+    id: u64,
+    given: oneshot::Receiver<Result<Connection>>,
+}
+
+impl<D: Dial> Drop for Wait<'_, D> {
+    fn drop(&mut self) {
+        if self.given.is_terminated() {
+            return; // it was given something
+        }
+        self.given.close();
+        if let Ok(Ok(connection)) = self.given.try_recv() {
+            return self.pool.put_back(self.key.clone(), connection);
+        }
+        let mut state = self.pool.lock();
+        if let Some(slot) = state.slots.get_mut(self.key) {
+            slot.waiting.retain(|waiting| waiting.id != self.id);
+            state.tidy(self.key);
+        }
+    }
+}
+
+fn failed_at_once(error: hyper::Error) -> Error {
+    Error::new(Kind::Unavailable, "the connection failed at once").because(error)
+}
+
+fn not_within(limit: Duration) -> Error {
+    Error::new(Kind::Unavailable, format!("no connection within {limit:?}"))
 }
 
 /// Closes connections nobody has used for `keep`, as long as there are any.
@@ -315,7 +441,7 @@ async fn sweep<D: Dial>(pool: Weak<Shared<D>>, keep: Duration) {
         state.slots.retain(|_, slot| {
             slot.idle.retain(|idle| idle.since.elapsed() < keep);
             left |= !slot.idle.is_empty();
-            !slot.idle.is_empty() || slot.in_flight > 0
+            !slot.is_unused()
         });
         if !left {
             state.sweeping = false;

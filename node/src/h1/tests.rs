@@ -1,8 +1,13 @@
 //! The pool against servers that behave byte by byte as a script says.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -15,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Body, BoxError, Cause, Config, Dial, Failed, Pool, empty, full};
+use super::{Body, BoxError, Cause, Config, Dial, Failed, Pool, empty, full, pool::MAX_DIALS};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -40,6 +45,53 @@ impl Dial for Tcp {
 
 fn config() -> Config {
     Config { connect: SOON, head: SOON, quiet: SOON, stall: SOON, keep: SOON, max_idle: 2 }
+}
+
+/// Takes a moment, and counts how many do at the same time.
+#[derive(Debug, Default)]
+struct Counted {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Dial for Counted {
+    type To = SocketAddr;
+    type Key = SocketAddr;
+    type Io = TcpStream;
+
+    fn key(&self, to: &SocketAddr) -> SocketAddr {
+        *to
+    }
+
+    async fn dial(&self, to: &SocketAddr) -> Result<TcpStream> {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let dialled = Tcp.dial(to).await;
+        self.now.fetch_sub(1, Ordering::Relaxed);
+        dialled
+    }
+}
+
+/// Opens its first connection, and then lets everybody wait.
+#[derive(Debug, Default)]
+struct Once(AtomicBool);
+
+impl Dial for Once {
+    type To = SocketAddr;
+    type Key = SocketAddr;
+    type Io = TcpStream;
+
+    fn key(&self, to: &SocketAddr) -> SocketAddr {
+        *to
+    }
+
+    async fn dial(&self, to: &SocketAddr) -> Result<TcpStream> {
+        if self.0.swap(true, Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Tcp.dial(to).await
+    }
 }
 
 /// A body that is what is sent to it.
@@ -349,4 +401,76 @@ async fn an_answer_that_falls_silent_fails() {
         assert!(answer.into_body().collect().await.is_err());
     };
     tokio::join!(serve, ask);
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+#[tokio::test]
+async fn however_many_come_at_once_few_connections_are_being_opened() {
+    let (server, address) = Server::start().await;
+    let pool = Pool::new(Counted::default(), config());
+    let serve = async {
+        let mut serving = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = server.0.accept() => serving.push(async {
+                    let mut stream = accepted.unwrap().0;
+                    let mut asked = [0; 1024];
+                    while let Ok(1..) = stream.read(&mut asked).await {
+                        let _closed_meanwhile = stream.write_all(OK.as_bytes()).await;
+                    }
+                }),
+                Some(()) = serving.next() => {}
+            }
+        }
+    };
+    let ask = async |_| text(pool.send(&address, get()).await.unwrap()).await;
+    let answers = tokio::select! {
+        answers = join_all((0..300).map(ask)) => answers,
+        () = serve => unreachable!(),
+    };
+    assert!(answers.iter().all(|answer| answer == "ok"));
+    assert_eq!(pool.shared.dial.most.load(Ordering::Relaxed), MAX_DIALS);
+    assert_eq!(pool.in_flight(&address), 0);
+}
+
+#[tokio::test]
+async fn a_connection_given_back_goes_to_whoever_waits_longest_and_is_still_there() {
+    let (server, address) = Server::start().await;
+    let pool = Pool::new(Once::default(), config());
+    let first = pool.send(&address, get());
+    let serve = async {
+        let mut connection = server.accept().await;
+        connection.read_to("\r\n\r\n").await;
+        connection
+    };
+    let (mut first, mut connection) = (Box::pin(first), Box::pin(serve));
+    let mut connection = tokio::select! {
+        _ = &mut first => panic!("nothing was answered"),
+        connection = &mut connection => connection,
+    };
+    // One who gives up, and one who does not: both have a dial that never ends.
+    let gone = timeout(Duration::from_millis(20), pool.send(&address, get())).await;
+    assert!(gone.is_err());
+    let (first, second, ()) = tokio::join!(
+        async { text(first.await.unwrap()).await },
+        async { text(pool.send(&address, get()).await.unwrap()).await },
+        async {
+            connection.answer(OK).await;
+            connection.read_to("\r\n\r\n").await;
+            connection.answer(OK).await;
+        }
+    );
+    assert_eq!([first, second], ["ok", "ok"]);
+}
+
+#[tokio::test]
+async fn where_nobody_listens_all_who_wait_are_told() {
+    let (server, address) = Server::start().await;
+    drop(server);
+    let pool = Pool::new(Tcp, config());
+    let ask = join_all((0..300).map(|_| pool.send(&address, get())));
+    for answer in timeout(SOON / 2, ask).await.expect("without waiting for a deadline") {
+        assert!(matches!(answer, Err(Failed::NotSent(..))), "{answer:?}");
+    }
 }
