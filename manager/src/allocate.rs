@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     allocators::{Allocator, Allocators},
+    begun,
     flight::{Flight, Landed},
     policy::{self, Facts, Offer, placement::share},
     reach::{Reach, ready},
@@ -109,13 +110,24 @@ pub(crate) async fn allocate(
             let one = group.iter().find(|one| one.endpoint.peer == *peer);
             one.into_iter().for_each(|one| allocators.rooms.need(&one.endpoint));
         }
+        let mut since = Instant::now();
+        if order.mode == Mode::Ensure && ranked.len() > 1 {
+            let rivals = policy::rivals(&ranked, &offers, &order.limits);
+            let near = rivals.iter().take(begun::ASKED).filter_map(|peer| {
+                Some(group.iter().find(|one| one.endpoint.peer == *peer)?.endpoint.clone())
+            });
+            if let Some(peer) = begun::begun(reach, order.service, near).await
+                && let Some(at) = ranked.iter().position(|one| *one == peer)
+            {
+                ranked[..=at].rotate_right(1);
+            }
+        }
         for peer in ranked {
             let Some(Allocator { endpoint, .. }) =
                 group.iter().find(|one| one.endpoint.peer == peer)
             else {
                 continue;
             };
-            let since = Instant::now();
             asking(peer);
             match ask(reach, order, endpoint).await {
                 Ok(landed) => {
@@ -126,6 +138,7 @@ pub(crate) async fn allocate(
                 Err(refused) => {
                     let reason = format!("{}: {}", peer.short(), refused.error.public());
                     flight.step("allocate", since, reason);
+                    since = Instant::now();
                     tracing::debug!(
                         service = %order.name, peer = %peer.short(), error = refused.error.chain(),
                         "an allocator did not start an instance"
@@ -173,8 +186,9 @@ pub(crate) async fn measure(
     for (peer, measured) in join_all(measured).await {
         match measured {
             Ok(rtt) => {
+                let least = reach.mesh.distance(peer).map_or(rtt, |distance| distance.least);
                 let room = allocators.has_room(peer, service);
-                offers.push(Offer { peer, rtt, room, facts: None });
+                offers.push(Offer { peer, rtt, least, room, facts: None });
             }
             Err(error) => {
                 allocators.failed(peer);

@@ -16,6 +16,7 @@
 
 mod allocate;
 mod allocators;
+mod begun;
 mod cache;
 mod check;
 mod claims;

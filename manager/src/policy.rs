@@ -20,6 +20,10 @@ pub(crate) use placement::{Facts, rank};
 /// Distances below this are equal: they are the noise of a busy machine.
 const NOISE: Duration = Duration::from_millis(2);
 
+/// How much farther than it is an allocator may seem to a manager that is out of breath, in
+/// ends of the nearest one's step: two steps, so that 10 ms are doubted where 2 would do.
+const BREATHLESS: u32 = 5;
+
 /// What is known of an instance when a request has to be sent somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
@@ -84,7 +88,10 @@ pub(crate) enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) peer: PeerId,
+    /// What limits are held against.
     pub(crate) rtt: Duration,
+    /// The least it was lately: what managers of one place agree on, busy as they may be.
+    pub(crate) least: Duration,
     /// False if it has just refused this service for lack of room.
     pub(crate) room: bool,
     /// What it says of itself, if a placement wants to know.
@@ -158,6 +165,19 @@ pub(crate) fn trial(
         near && (limits.within_soft(distance(one)) || !limits.within_soft(best))
     });
     worth_it.then_some(index)
+}
+
+/// Of the order in which allocators are asked, those that another manager of this place
+/// may have asked instead: as good by what is promised, and no farther than where
+/// the noise of a busy machine may have put them.
+pub(crate) fn rivals(ranked: &[PeerId], offers: &[Offer], limits: &Requirements) -> Vec<PeerId> {
+    let offer = |peer: &PeerId| offers.iter().find(|offer| offer.peer == *peer);
+    let Some(first) = ranked.first().and_then(offer) else { return Vec::new() };
+    let far = bucket_end(first.least) * BREATHLESS;
+    let is_rival = |one: &Offer| {
+        one.least <= far && (limits.within_soft(one.least) || !limits.within_soft(first.least))
+    };
+    ranked.iter().copied().filter(|peer| offer(peer).is_some_and(is_rival)).collect()
 }
 
 /// Which of the steps 2, 5, 10, 20, 50, 100, ... milliseconds an RTT falls under.
@@ -252,6 +272,7 @@ mod tests {
             let made = numbered.map(|(n, (rtt, room))| Offer {
                 peer: PeerId::from_public_key([n as u8; 32]),
                 rtt: ms(rtt),
+                least: ms(rtt),
                 room,
                 facts: None,
             });
@@ -389,13 +410,40 @@ mod tests {
     #[test]
     fn services_spread_over_allocators_that_are_equally_near() {
         let peers = [1, 2, 3].map(|n| PeerId::from_public_key([n; 32]));
-        let offers = peers.map(|peer| Offer { peer, rtt: ms(1), room: true, facts: None });
+        let offers =
+            peers.map(|peer| Offer { peer, rtt: ms(1), least: ms(1), room: true, facts: None });
         let mut firsts = std::collections::HashSet::new();
         for service in 0..100 {
             let service = ServiceHash::from_sha256([service; 32]);
             firsts.insert(rank(&offers, &Requirements::default(), service)[0]);
         }
         assert_eq!(firsts.len(), 3);
+    }
+
+    #[test]
+    fn managers_that_are_busy_agree_and_rivals_are_those_of_the_same_place() {
+        let offer = |n: u8, rtt, least| Offer {
+            peer: PeerId::from_public_key([n; 32]),
+            rtt: ms(rtt),
+            least: ms(least),
+            room: true,
+            facts: None,
+        };
+        let limits = Requirements { soft: Some(ms(20)), hard: None };
+        let all = [offer(1, 1, 1), offer(2, 400, 1), offer(3, 30, 8), offer(4, 51, 50)];
+        let calm = all.map(|one| Offer { rtt: one.least, ..one });
+        for hash in 0..50 {
+            let service = ServiceHash::from_sha256([hash; 32]);
+            let ranked = rank(&all, &limits, service);
+            assert_eq!(ranked, rank(&calm, &limits, service), "the moment does not count");
+            let rivals = rivals(&ranked, &all, &limits);
+            assert_eq!(rivals, ranked[..3], "the one in the other place is none");
+        }
+        assert_eq!(rivals(&[], &all, &limits), []);
+        // Where nothing is promised, the nearest may be had elsewhere too.
+        let far = [offer(1, 60, 60), offer(2, 70, 70), offer(3, 700, 700)];
+        let ranked = rank(&far, &limits, ServiceHash::from_sha256([1; 32]));
+        assert_eq!(rivals(&ranked, &far, &limits).len(), 2);
     }
 
     #[test]

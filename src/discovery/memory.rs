@@ -228,7 +228,7 @@ impl Mesh for Peer {
         };
         let (ewma, deviation) = smoothed.get().unwrap_or((median, Duration::ZERO));
         let felt = felt.contradicts(median, Instant::now());
-        Some(Distance { median, ewma, deviation, felt })
+        Some(Distance { median, least: median, ewma, deviation, felt })
     }
 
     fn observed(&self, peer: PeerId, took: Duration) {

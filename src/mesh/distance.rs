@@ -31,6 +31,10 @@ const FARTHER: Duration = Duration::from_millis(10);
 pub struct Distance {
     /// The median of the last three probes' round trips: what limits are decided on.
     pub median: Duration,
+    /// The least of the last probes' round trips: what is left when nobody is busy, and so
+    /// what managers of one place agree on. For ranking where agreement is worth more than
+    /// the moment; a busy machine can only lengthen a round trip.
+    pub least: Duration,
     /// The smoothed round trip of probes and requests (RFC 6298's SRTT).
     pub ewma: Duration,
     /// How far round trips stray from that (RFC 6298's RTTVAR).
@@ -44,7 +48,7 @@ pub struct Distance {
 impl Distance {
     /// A distance of which nothing else is known.
     pub const fn exactly(rtt: Duration) -> Self {
-        Self { median: rtt, ewma: rtt, deviation: Duration::ZERO, felt: None }
+        Self { median: rtt, least: rtt, ewma: rtt, deviation: Duration::ZERO, felt: None }
     }
 
     /// What to rank by: the probe's word, or the requests' where they contradict it.

@@ -125,9 +125,9 @@ fn considered(
         Some(_) if refused => "refused this service a moment ago for lack of room".to_owned(),
         Some(_) if doubtful => "did not answer lately: a last resort".to_owned(),
         Some(offer) => {
-            let end = policy::bucket_end(offer.rtt);
+            let end = policy::bucket_end(offer.least);
             match limits.soft {
-                Some(soft) if !limits.within_soft(offer.rtt) => {
+                Some(soft) if !limits.within_soft(offer.least) => {
                     format!("under {end:?}, above the soft limit of {soft:?}")
                 }
                 Some(soft) => format!("under {end:?}, within the soft limit of {soft:?}"),
@@ -138,7 +138,7 @@ fn considered(
     let told = proto::ConsideredAllocator {
         peer: peer.to_string(),
         rtt_us: offer.map(|offer| micros(offer.rtt)),
-        bucket_us: offer.map_or(0, |offer| micros(policy::bucket_end(offer.rtt))),
+        bucket_us: offer.map_or(0, |offer| micros(policy::bucket_end(offer.least))),
         has_room,
         rank,
         reason,

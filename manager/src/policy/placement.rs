@@ -74,7 +74,7 @@ pub(crate) fn share(used: u64, total: u64) -> u32 {
 
 /// The order in which allocators are asked: none beyond hard; those within soft that
 /// have room first, of them, where an instance that exists will do (`join`), those that
-/// have one; then as `placement` says; then by RTT bucket; then by rendezvous hash, which
+/// have one; then as `placement` says; then by the bucket of the least RTT; then by rendezvous hash, which
 /// spreads services over the allocators of one place and lets its managers agree on one.
 /// Nearness goes before the placement beyond soft, where none is near enough.
 pub(crate) fn rank(
@@ -99,8 +99,8 @@ fn ranked<P: Place>(
 ) -> Vec<PeerId> {
     let mut usable: Vec<_> = offers.iter().filter(|offer| limits.within_hard(offer.rtt)).collect();
     usable.sort_by_cached_key(|offer| {
-        let best = limits.within_soft(offer.rtt) && offer.room;
-        let distance = bucket(offer.rtt);
+        let best = limits.within_soft(offer.least) && offer.room;
+        let distance = bucket(offer.least);
         // Where nobody asked, nobody knows: the same for all managers.
         let facts = offer.facts.filter(|_| !P::NEAREST);
         let has_one = join && facts.is_some_and(|facts| facts.instances > 0);
@@ -127,7 +127,8 @@ mod tests {
 
     fn offer(n: u8, rtt_ms: u64, facts: Option<(u32, u32)>) -> Offer {
         let facts = facts.map(|(instances, used)| Facts { instances, used });
-        Offer { peer: peer(n), rtt: Duration::from_millis(rtt_ms), room: true, facts }
+        let rtt = Duration::from_millis(rtt_ms);
+        Offer { peer: peer(n), rtt, least: rtt, room: true, facts }
     }
 
     fn first(placement: Placement, join: bool, offers: &[Offer]) -> PeerId {

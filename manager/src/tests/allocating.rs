@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::join_all, stream};
 use lca::{
-    Error, Kind, PeerId, Result,
+    Error, InstanceId, Kind, PeerId, Result,
     api::{
         self,
-        proto::{self, allocate_request::Mode},
+        proto::{self, InstanceState, allocate_request::Mode},
     },
     discovery::{Discovery, Finding, Found, Key, memory::Peer},
     endpoint::{Endpoint, Role},
@@ -62,6 +62,27 @@ async fn managers_of_one_place_agree_on_the_allocator() {
     let targets = join_all(clients.iter().map(|client| client.pick())).await;
     let first = targets[0].as_ref().unwrap().endpoint.peer;
     assert!(targets.iter().all(|target| target.as_ref().unwrap().endpoint.peer == first));
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_begun_is_joined_though_another_allocator_seems_nearer() {
+    let world = World::with([spec(HELLO)]);
+    let (nearer, begun, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &nearer, 1);
+    world.distance(&client, &begun, 9); // it is as near, but this manager is out of breath
+    let id = begun.runs_quietly(&spec(HELLO), InstanceId::random());
+    begun.set(id, InstanceState::Starting);
+    client.pick().await.unwrap();
+    assert_eq!((nearer.asked().len(), begun.asked().len()), (0, 1));
+    // What has ended, or is beyond what its noise explains, is nobody's.
+    let other = world.client();
+    world.distance(&other, &nearer, 1);
+    world.distance(&other, &begun, 11);
+    begun.instances().iter().for_each(|one| {
+        begun.set(one.id.parse().unwrap(), InstanceState::Stopped);
+    });
+    other.pick().await.unwrap();
+    assert_eq!((nearer.asked().len(), begun.asked().len()), (1, 1));
 }
 
 #[tokio::test]

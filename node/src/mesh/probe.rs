@@ -53,6 +53,8 @@ pub(super) struct Reading {
     pub(super) smoothed: Smoothed,
     /// What requests say.
     pub(super) felt: Felt,
+    /// The least of the last eight round trips, likewise.
+    pub(super) least: Option<Duration>,
     /// The last three probes were lost.
     pub(super) silent: bool,
     /// Probes lost and connections failed, ever.
@@ -72,7 +74,8 @@ impl Reading {
     pub(super) fn distance(&self, now: Instant) -> Option<Distance> {
         let median = self.rtt?;
         let (ewma, deviation) = self.smoothed.get()?;
-        Some(Distance { median, ewma, deviation, felt: self.felt.contradicts(median, now) })
+        let least = self.least.unwrap_or(median);
+        Some(Distance { median, least, ewma, deviation, felt: self.felt.contradicts(median, now) })
     }
 }
 
@@ -183,9 +186,9 @@ impl Prober {
     fn answered(&mut self, took: Duration) {
         self.metrics.node.probe_rtt.observe(took.as_secs_f64());
         self.window.answered(took);
-        let rtt = self.window.median();
+        let (rtt, least) = (self.window.median(), self.window.least());
         self.reading.send_modify(|reading| {
-            (reading.rtt, reading.silent) = (rtt, false);
+            (reading.rtt, reading.least, reading.silent) = (rtt, least, false);
             reading.smoothed.add(took);
         });
     }
@@ -198,12 +201,13 @@ impl Prober {
         if silent && !was_silent {
             tracing::debug!(peer = %self.peer.short(), error = error.chain(), "peer is silent");
         }
+        let least = self.window.least();
         self.reading.send_modify(|reading| {
             if silent {
                 // What it was before the silence says nothing after it.
                 (reading.smoothed, reading.felt) = Default::default();
             }
-            (reading.rtt, reading.silent) = (rtt, silent);
+            (reading.rtt, reading.least, reading.silent) = (rtt, least, silent);
             (reading.failures, reading.error) = (reading.failures + 1, Some(error));
         });
         // After it is known to be silent: whoever loses a stream by this looks elsewhere.

@@ -12,10 +12,14 @@ pub(super) const KEPT: usize = 3;
 /// is stopping may need to finish what it has.
 const GONE: usize = 6;
 
+/// Round trips of which the least is remembered: on a busy machine most of a few are too
+/// long, and a peer that comes or goes is followed in as many probes.
+const LEAST_OF: usize = 8;
+
 /// The last round trips of one peer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
-    /// Oldest first.
+    /// Oldest first, at most [`LEAST_OF`].
     answered: Vec<Duration>,
     lost_in_a_row: usize,
     /// It was refused after something else was lost.
@@ -26,7 +30,7 @@ impl Window {
     /// A probe came back.
     pub(super) fn answered(&mut self, took: Duration) {
         (self.lost_in_a_row, self.gone) = (0, false);
-        if self.answered.len() == KEPT {
+        if self.answered.len() == LEAST_OF {
             self.answered.remove(0);
         }
         self.answered.push(took);
@@ -52,7 +56,7 @@ impl Window {
 
     /// Whether there are as many round trips as count, and none was lost since.
     pub(super) fn is_sure(&self) -> bool {
-        self.lost_in_a_row == 0 && self.answered.len() == KEPT
+        self.lost_in_a_row == 0 && self.answered.len() >= KEPT
     }
 
     /// Whether the last probe was lost.
@@ -73,13 +77,19 @@ impl Window {
 
     /// The median of the last three round trips, or of as many as there are.
     pub(super) fn median(&self) -> Option<Duration> {
-        let mut sorted = self.answered.clone();
+        let last = &self.answered[self.answered.len().saturating_sub(KEPT)..];
+        let mut sorted = last.to_vec();
         sorted.sort_unstable();
         match sorted[..] {
             [] => None,
             [a, b] => Some((a + b) / 2),
             _ => sorted.get(sorted.len() / 2).copied(),
         }
+    }
+
+    /// The least of the last eight round trips, or of as many as there are.
+    pub(super) fn least(&self) -> Option<Duration> {
+        self.answered.iter().min().copied()
     }
 }
 
@@ -182,6 +192,8 @@ mod tests {
                     [_, b, ..] => Some(ms(b)),
                 };
                 prop_assert_eq!(window.median(), expected);
+                let least = since.iter().rev().take(8).min().copied().map(ms);
+                prop_assert_eq!(window.least(), least);
                 prop_assert_eq!(window.silent(), losses >= 3);
             }
         }
