@@ -204,6 +204,11 @@ impl Specs {
         }
     }
 
+    /// All that are known, whether or not somebody has asked for them here.
+    pub fn all(&self) -> Vec<Arc<Cached>> {
+        self.cache().all().into_iter().map(|(cached, _)| cached).collect()
+    }
+
     /// A client of the nearest registry that can be reached. Cancel safe, within some
     /// seconds.
     ///

@@ -13,6 +13,7 @@ pub mod driver;
 mod failures;
 mod feed;
 mod instance;
+mod keeper;
 mod ledger;
 mod lifecycle;
 mod outside;
@@ -254,6 +255,7 @@ impl Allocator {
                 spawner.stopping(),
             ),
         );
+        spawner.spawn("keeper", keeper::keep(supervisor.clone(), spawner.stopping()));
         spawner.spawn("watch feed", feed::keep(supervisor.clone(), spawner.stopping()));
         let allocator = Self { supervisor };
         let (last, stopping) = (allocator.clone(), spawner.stopping());

@@ -26,6 +26,8 @@ pub(crate) trait Catalog: fmt::Debug + Send + Sync {
     async fn refresh(&self, name: &ServiceName) -> Result<Known>;
     /// The artifact, verified and executable, fetched if missing. Cancel safe.
     async fn fetch(&self, digest: Digest) -> Result<PathBuf>;
+    /// The specs with `min_instances`, as far as they are known, without I/O.
+    fn kept(&self) -> Vec<Known>;
     /// Artifacts that need no fetching.
     fn cached(&self) -> Vec<Digest>;
 }

@@ -28,6 +28,7 @@ use crate::{
     failures::Failures,
     feed::Feed,
     instance,
+    keeper::Keeper,
     ledger::{Call, Ledger, wall_ms},
     lifecycle::State,
     outside::{Catalog, Gate},
@@ -65,6 +66,7 @@ pub(crate) struct Books {
     pub(crate) table: Table,
     pub(crate) requests: Requests,
     pub(crate) failures: Failures,
+    pub(crate) keeper: Keeper,
     pub(crate) stopping: bool,
 }
 

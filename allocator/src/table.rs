@@ -253,6 +253,14 @@ impl Table {
         })
     }
 
+    /// The instances of `hash` that take requests or soon will, the oldest first.
+    pub(crate) fn doing(&self, hash: ServiceHash) -> Vec<&Arc<Entry>> {
+        let will_do = self.live.values().filter(|entry| entry.hash == hash && entry.will_do());
+        let mut will_do: Vec<_> = will_do.collect();
+        will_do.sort_unstable_by_key(|entry| (entry.admitted, entry.id));
+        will_do
+    }
+
     /// The services of which there is an instance to be found.
     pub(crate) fn serving(&self) -> HashSet<ServiceHash> {
         let serving = self.live.values().filter(|entry| entry.is_serving());

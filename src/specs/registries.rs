@@ -58,7 +58,6 @@ struct Memory {
 
 /// What the registries say of a name.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, looked into at once, never kept")]
 pub(super) enum Answer {
     /// It is this.
     Spec {

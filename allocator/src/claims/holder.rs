@@ -71,7 +71,12 @@ impl Holder {
         Self { mesh, claims: Mutex::default(), surveys: Semaphore::new(SURVEYS) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Claims> {
+    /// The way to other allocators.
+    pub(crate) fn mesh(&self) -> &dyn Mesh {
+        &*self.mesh
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Claims> {
         // Every operation leaves the table good at each step.
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +126,8 @@ impl Supervisor {
         Ok(proto::ClaimResponse::default())
     }
 
-    async fn granted(
+    /// Whether this holder grants one more, after it has looked where it has to.
+    pub(crate) async fn granted(
         &self,
         service: ServiceHash,
         claimant: &Claimant,

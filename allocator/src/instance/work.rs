@@ -21,6 +21,8 @@ use crate::{
     told,
 };
 
+/// How often one that is kept though nobody uses it looks whether it still is.
+const KEPT_AGAIN: Duration = Duration::from_secs(1);
 /// Until a front whose port is held is tried again.
 const FRONT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -280,6 +282,10 @@ impl Owner {
         let quiet = after - FAREWELL.min(after / 4);
         loop {
             door.idle_for(quiet).await;
+            if self.supervisor.is_kept(&self.entry) {
+                sleep(KEPT_AGAIN).await;
+                continue;
+            }
             self.withdraw(true);
             let used = tokio::select! {
                 biased;

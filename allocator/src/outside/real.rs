@@ -31,6 +31,11 @@ impl Catalog for Shelf {
         self.specs.fetch_artifact(digest, &self.store).await
     }
 
+    fn kept(&self) -> Vec<Known> {
+        let kept = self.specs.all().into_iter().filter(|cached| cached.spec.min_instances > 0);
+        kept.map(|cached| Known { spec: cached.spec.clone(), hash: cached.hash }).collect()
+    }
+
     fn cached(&self) -> Vec<Digest> {
         self.store.list()
     }

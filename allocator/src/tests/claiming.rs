@@ -8,7 +8,7 @@ use lca::{
         Caller,
         proto::{self, InstanceState, allocate_request::Mode, allocator_server::Allocator as _},
     },
-    discovery::Discovery as _,
+    discovery::{Discovery as _, memory::Network},
     testing::eventually,
 };
 use tokio::time::timeout;
@@ -91,7 +91,9 @@ async fn a_holder_that_knows_of_no_claim_finds_what_starts_here_and_elsewhere() 
 
 #[tokio::test]
 async fn another_allocator_is_asked_what_it_runs() {
-    let (here, there) = World::pair(Arc::new(Fake::default()), Arc::new(Fake::default())).await;
+    let (here, there) =
+        World::pair(&Network::default(), Arc::new(Fake::default()), Arc::new(Fake::default()))
+            .await;
     let routes = Routes::new(there.allocator.allocator_server());
     there.own.serve(routes.add_service(there.allocator.instances_server()));
     let spec = here.add("hello", "/bin/hello", |_| {});

@@ -469,3 +469,53 @@ async fn a_stop_ends_deaf_instances_and_hung_requests_within_its_time() {
     assert!(error.retry_delay().is_some(), "{error}");
     assert!(world.tasks.drain(PATIENCE).await, "a task had to be forced");
 }
+
+#[tokio::test]
+async fn what_is_to_be_kept_is_started_unasked_comes_back_and_does_not_idle_out() {
+    let (world, fake) = world().await;
+    let spec = world.add("kept", "/bin/kept", |spec| {
+        (spec.min_instances, spec.idle_timeout_ms) = (2, 100);
+    });
+    let ready = async |n: usize| {
+        eventually("the instances to be ready", async || {
+            let listed = world.list(false).await;
+            let ready = listed.iter().filter(|one| one.state() == InstanceState::Ready);
+            let ready: Vec<_> = ready.map(|one| one.id.clone()).collect();
+            if ready.len() == n { Ok(ready) } else { Err(listed) }
+        })
+        .await
+    };
+    let first = ready(2).await;
+    assert_eq!(fake.launches().len(), 2);
+    world.release(&first[0]).await.unwrap();
+    let second = ready(2).await;
+    assert!(second.contains(&first[1]) && !second.contains(&first[0]), "the other was kept");
+    // A number that is changed holds for what runs.
+    let zero = Spec { min_instances: 0, ..spec };
+    world.shelf.specs.lock().unwrap().insert(zero.name.clone(), zero);
+    ready(0).await;
+}
+
+#[tokio::test]
+async fn the_first_in_the_order_keeps_and_when_it_is_silent_the_next() {
+    let network = lca::discovery::memory::Network::default();
+    let drivers = [Fake::default(), Fake::default()];
+    let (a, b) =
+        World::pair(&network, Arc::new(drivers[0].clone()), Arc::new(drivers[1].clone())).await;
+    for world in [&a, &b] {
+        world.add("kept", "/bin/kept", |spec| spec.min_instances = 1);
+    }
+    let running = || drivers.each_ref().map(Fake::running);
+    let first = eventually("one of them to keep one", async || match running() {
+        [1, 0] => Ok(0),
+        [0, 1] => Ok(1),
+        other => Err(other),
+    })
+    .await;
+    network.take_down([&a, &b][first].own.local());
+    eventually("the other to take over", async || match running()[1 - first] {
+        1 => Ok(()),
+        _ => Err(running()),
+    })
+    .await;
+}

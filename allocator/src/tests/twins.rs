@@ -65,6 +65,12 @@ impl Catalog for Shelf {
         program.ok_or_else(|| Error::new(Kind::Unavailable, format!("nobody has {digest}")))
     }
 
+    fn kept(&self) -> Vec<Known> {
+        let specs = self.specs.lock().unwrap();
+        let kept = specs.values().filter(|spec| spec.min_instances > 0);
+        kept.map(|spec| Known { hash: spec.hash(), spec: spec.clone() }).collect()
+    }
+
     fn cached(&self) -> Vec<Digest> {
         self.programs.lock().unwrap().keys().copied().collect()
     }
@@ -204,8 +210,11 @@ impl World {
     }
 
     /// Two allocators in one network.
-    pub(super) async fn pair(one: Arc<dyn Driver>, two: Arc<dyn Driver>) -> (Self, Self) {
-        let network = Network::default();
+    pub(super) async fn pair(
+        network: &Network,
+        one: Arc<dyn Driver>,
+        two: Arc<dyn Driver>,
+    ) -> (Self, Self) {
         let join = || (network.join(&[Role::Allocator]), network.join(&[]));
         let one = Self::on(join(), Arc::default(), one, config()).await;
         (one, Self::on(join(), Arc::default(), two, config()).await)
