@@ -121,13 +121,27 @@ struct Load {
 
 struct Seen {
     answered: u64,
+    failed: Vec<String>,
     last: Instant,
     longest: Duration,
 }
 
+fn note(seen: &mut Seen, answer: anyhow::Result<client::Answer>) {
+    match answer {
+        Ok(answer) if answer.status == 200 => {
+            seen.answered += 1;
+            seen.longest = seen.longest.max(seen.last.elapsed());
+            seen.last = Instant::now();
+        }
+        Ok(answer) => seen.failed.push(answer.text()),
+        Err(error) => seen.failed.push(format!("{error:#}")),
+    }
+}
+
 impl Load {
     fn on(front: SocketAddr) -> Self {
-        let seen = Seen { answered: 0, last: Instant::now(), longest: Duration::ZERO };
+        let (failed, last, longest) = (Vec::new(), Instant::now(), Duration::ZERO);
+        let seen = Seen { answered: 0, failed, last, longest };
         let seen = Arc::new(Mutex::new(seen));
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..4 {
@@ -135,17 +149,17 @@ impl Load {
             clients.spawn(async move {
                 loop {
                     let answer = client::get(front, "/kept/slow?ms=5").await;
-                    if answer.is_ok_and(|answer| answer.status == 200) {
-                        let mut seen = seen.lock().expect("nobody panics with it");
-                        seen.answered += 1;
-                        seen.longest = seen.longest.max(seen.last.elapsed());
-                        seen.last = Instant::now();
-                    }
+                    note(&mut seen.lock().expect("nobody panics with it"), answer);
                     tokio::task::yield_now().await;
                 }
             });
         }
         Self { seen, clients }
+    }
+
+    /// What has failed since somebody last asked.
+    fn failed(&self) -> Vec<String> {
+        std::mem::take(&mut self.seen.lock().expect("nobody panics with it").failed)
     }
 
     /// Waits for many more answers, and says how long there was none meanwhile.
@@ -177,6 +191,7 @@ async fn any_daemon_killed_under_load_comes_back_to_what_was() -> anyhow::Result
         fleet.allocators[n].1.kill().await?;
         let gap = load.longest_gap().await;
         assert!(gap <= FAILOVER, "no request was answered for {gap:?}");
+        assert_eq!(load.failed(), [""; 0], "with another instance there, none has to fail");
         let left = fleet.allocators[n].0.processes();
         let mine = before.iter().filter(|(_, pid)| left.contains(&(*pid as i32))).count();
         assert_eq!(mine, 1, "the instance outlives its allocator: {left:?}, {before:?}");

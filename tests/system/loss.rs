@@ -8,6 +8,8 @@ use lca_node::link::Profile;
 use lca_tests::{Cluster, Service, eventually, http as client};
 use tokio::time::Instant;
 
+use crate::scaling::{Clients, ready};
+
 #[tokio::test]
 async fn a_machine_that_dies_is_replaced_by_another() -> anyhow::Result<()> {
     let mut cluster = Cluster::builder().allocators(2).start().await?;
@@ -278,5 +280,99 @@ async fn a_partition_heals() -> anyhow::Result<()> {
     .await;
     let found = cluster.proxy_node(1).endpoint(cluster.allocator(0).peer).await?;
     assert!(found.has(lca::endpoint::Role::Allocator));
+    Ok(())
+}
+
+/// One more instance of `service`, beside those there are.
+async fn another(cluster: &Cluster, allocator: usize, service: &str) -> anyhow::Result<()> {
+    use lca::api::proto::{
+        AllocateRequest, GetServiceRequest, allocate_request::Mode,
+        allocator_client::AllocatorClient,
+    };
+    let known = GetServiceRequest { name: service.to_owned() };
+    let known = cluster.registry_client().await?.get_service(known).await?.into_inner().spec;
+    let request = AllocateRequest {
+        service: service.to_owned(),
+        service_hash: known.expect("the spec").service_hash,
+        mode: Mode::New.into(),
+        request_id: format!("{service}-on-{allocator}"),
+    };
+    let channel = lca::local::connect(&cluster.allocator(allocator).socket).await?;
+    AllocatorClient::new(channel).allocate(request).await?;
+    Ok(())
+}
+
+/// A fleet with an instance on each of two machines, both known to the proxy.
+async fn two_of(service: &str) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo(service)).await?;
+    for n in 0..2 {
+        another(&cluster, n, service).await?;
+    }
+    let target = format!("/{service}/slow?ms=20");
+    eventually("both to be used", async || {
+        let asked = join_all((0..8).map(|_| cluster.get(&target))).await;
+        assert!(asked.into_iter().all(|answer| answer.is_ok_and(|answer| answer.status == 200)));
+        let ready = ready(&cluster).await?;
+        let used = |one: &lca::api::proto::Instance| one.load.is_some_and(|load| load.app_us > 0);
+        if ready.iter().all(used) { Ok(()) } else { Err(format!("{ready:?}")) }
+    })
+    .await;
+    Ok(cluster)
+}
+
+fn kill(instance: &lca::api::proto::Instance) -> anyhow::Result<()> {
+    let pid = rustix::process::Pid::from_raw(instance.pid as i32).expect("a process id");
+    Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+}
+
+#[tokio::test]
+async fn a_killed_process_costs_no_request_while_there_is_another() -> anyhow::Result<()> {
+    let cluster = two_of("pair").await?;
+    let clients = Clients::start(cluster.front(0), "/pair/slow?ms=20", 6, Duration::ZERO);
+    clients.answers(60).await;
+    kill(&ready(&cluster).await.map_err(anyhow::Error::msg)?[0])?;
+    clients.answers(60).await;
+    assert_eq!(clients.stop().await, [""; 0]);
+    assert_eq!(ready(&cluster).await.map_err(anyhow::Error::msg)?.len(), 1);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_process_without_another_costs_a_start_and_no_request() -> anyhow::Result<()> {
+    let cluster = Cluster::builder().allocators(2).start().await?;
+    cluster.add(&Service::demo("alone")).await?;
+    assert_eq!(cluster.get("/alone/hello").await?.status, 200);
+    let clients = Clients::start(cluster.front(0), "/alone/slow?ms=20", 6, Duration::ZERO);
+    // One that dies young is a failed start, which is tried again a second later.
+    eventually("it to have lived for long enough", async || {
+        let age = ready(&cluster).await?.first().map(|one| one.age_ms).unwrap_or_default();
+        if age > 11_000 { Ok(()) } else { Err(age.to_string()) }
+    })
+    .await;
+    kill(&ready(&cluster).await.map_err(anyhow::Error::msg)?[0])?;
+    clients.answers(60).await;
+    assert_eq!(clients.stop().await, [""; 0]);
+    cluster.drain().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_that_falls_silent_costs_no_request_while_there_is_another() -> anyhow::Result<()>
+{
+    let cluster = two_of("apart").await?;
+    let clients = Clients::start(cluster.front(0), "/apart/slow?ms=20", 6, Duration::ZERO);
+    clients.answers(30).await;
+    let cut = Instant::now();
+    cluster.link(cluster.proxy(0).peer, cluster.allocator(0).peer, Profile::CUT);
+    // Those under way there wait until it is known to be silent, and then go elsewhere.
+    clients.answers(60).await;
+    assert_eq!(clients.stop().await, [""; 0]);
+    let took = cut.elapsed();
+    assert!(took < Duration::from_secs(15), "requests waited {took:?} for the silent machine");
+    assert_eq!(cluster.instances().await?.len(), 2, "none was started");
+    cluster.heal(cluster.proxy(0).peer, cluster.allocator(0).peer);
+    cluster.drain().await;
     Ok(())
 }

@@ -16,6 +16,7 @@ mod moving;
 mod network;
 mod registry;
 mod requests;
+mod scaling;
 mod takeover;
 mod three_machines;
 mod up;

@@ -9,9 +9,9 @@ use std::{
 use lca::{Error, Kind, Result};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{Owner, STEADY};
+use super::{LAST_LINES, Owner, STEADY};
 use crate::{
-    driver::{Exit, Started},
+    driver::{Exit, Started, last_lines},
     ledger::Phase,
     lifecycle::Event,
     outside::{Door, Local},
@@ -29,6 +29,9 @@ const FRONT_AGAIN: Duration = Duration::from_millis(100);
 /// How long before its idle time-out an instance is withdrawn: who has just been told of it
 /// asks it within two seconds, the deadline of a manager's probe.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What programs of any language write of a port that is taken, whatever the case.
+const IN_USE: &str = "address already in use";
 
 /// How one attempt to start went.
 enum Attempt {
@@ -224,12 +227,15 @@ impl Owner {
         })
     }
 
-    /// After an early end: clears the program away and says whether somebody else has
-    /// its port.
+    /// After an early end: clears the program away and says whether somebody else had
+    /// its port. Who held it for a moment, as a connection's own end, may be gone again;
+    /// then the program itself has said so.
     async fn lost_port(&mut self) -> bool {
         // Whatever remains of it must not be taken for a stranger.
         self.stop(Duration::ZERO).await;
-        let lost = self.port.as_ref().is_some_and(Port::is_taken);
+        let taken = self.port.as_ref().is_some_and(Port::is_taken);
+        let lines = last_lines(&*self.supervisor.driver, self.entry.id, LAST_LINES).await;
+        let lost = taken || lines.iter().any(|line| line.to_ascii_lowercase().contains(IN_USE));
         if lost {
             self.supervisor.driver.forget(self.entry.id).await;
             self.started = Started::default();
