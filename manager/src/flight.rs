@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -55,6 +56,8 @@ pub(crate) enum How {
     Nearer,
     /// Start another in any case; the id makes it the same call again.
     New(RequestId),
+    /// Start one more for load, with leave to be that many at most, behind the requests.
+    More(NonZeroU32),
 }
 
 impl Question {
@@ -148,7 +151,7 @@ impl Flights {
         let (sender, progress) = watch::channel(Progress::default());
         let id = match &question.how {
             How::New(id) => id.clone(),
-            How::Find | How::Ensure | How::Nearer => RequestId::random(),
+            How::Find | How::Ensure | How::Nearer | How::More(_) => RequestId::random(),
         };
         let boarded = Boarded { id: id.clone(), progress };
         open.insert(question.clone(), boarded.clone());

@@ -9,8 +9,6 @@
 //! Invariant: a request is never sent beyond its hard limit, and a client that goes
 //! away never takes the work of others along.
 //!
-//! Not here yet: claims. They change what a flight may do, not who calls whom.
-//!
 //! [`Discovery`]: lca::discovery::Discovery
 //! [`Mesh`]: lca::mesh::Mesh
 

@@ -4,7 +4,7 @@
 //! that takes time and does no I/O. Everything slower happens in flights.
 
 use std::{
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -240,6 +240,15 @@ impl Manager {
 
     /// Another instance in any case. The same `request_id` is the same call.
     pub(crate) async fn another(&self, wish: &Wish, request_id: RequestId) -> Result<Wait> {
+        self.begin(wish, How::New(request_id)).await
+    }
+
+    /// One more instance for load, where there may be `limit` with it.
+    pub(crate) async fn one_more(&self, wish: &Wish, limit: NonZeroU32) -> Result<Wait> {
+        self.begin(wish, How::More(limit)).await
+    }
+
+    async fn begin(&self, wish: &Wish, how: How) -> Result<Wait> {
         let since = Instant::now();
         let spec = self.spec(wish).await?;
         if spec.spec.is_external() {
@@ -250,7 +259,7 @@ impl Manager {
         }
         let limits = self.inner.limits(&spec, wish.tighten);
         let before = vec![api::step("spec", since, if spec.stale { "stale" } else { "" })];
-        let question = Question::new(spec.hash, limits, &[], How::New(request_id));
+        let question = Question::new(spec.hash, limits, &[], how);
         let (hash, counted) = (spec.hash, self.counted(&spec));
         let progress = self.board(&question, spec, wish)?;
         Ok(Wait { hash, progress, before, counted })

@@ -32,7 +32,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Looks for an instance, and allocates one if that is wanted and none is found.
 pub(crate) async fn fly(inner: Arc<Inner>, spec: Arc<Cached>, flight: Flight) {
-    if let How::New(_) = flight.question().how {
+    if let How::New(_) | How::More(_) = flight.question().how {
         let end = start_another(&inner, &spec, &flight).await;
         return flight.land(end);
     }
@@ -176,7 +176,11 @@ async fn ensure(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed>
 
 async fn start_another(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed> {
     let order = order(spec, flight, Mode::New, inner.asked_with(flight.id()));
-    let ticket = match spec.spec.max_instances {
+    let limit = match flight.question().how {
+        How::More(limit) => Some(limit),
+        _ => spec.spec.max_instances,
+    };
+    let ticket = match limit {
         // The same call again is answered with what it has started.
         Some(max) if order.first.is_none() => Some(limit::start(inner, spec, max, flight).await?),
         _ => None,

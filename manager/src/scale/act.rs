@@ -7,12 +7,12 @@
 //! been started by somebody who sees the same overload.
 
 use std::{
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use lca::{InstanceId, RequestId, Requirements, ServiceHash, api, metrics::Metrics, specs::Cached};
+use lca::{InstanceId, Requirements, ServiceHash, api, metrics::Metrics, specs::Cached};
 use lru::LruCache;
 use tokio::{
     sync::Notify,
@@ -199,11 +199,18 @@ async fn start_one(inner: &Arc<Inner>, spec: &Arc<Cached>, known: Vec<InstanceId
     let name = &spec.spec.name;
     let wish = Wish::new(name.clone(), Instant::now() + api::MAX_CALL);
     let manager = Manager { inner: inner.clone() };
-    let landed = match manager.another(&wish, RequestId::random()).await {
-        Ok(mut wait) => wait.end(&wish).await,
-        Err(error) => Err(error),
+    // All who see the same overload ask for leave to be as many, so one of them gets it.
+    let there = u32::try_from(now.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let limit = NonZeroU32::new(there).unwrap_or(NonZeroU32::MAX);
+    let limit = spec.spec.max_instances.map_or(limit, |max| max.min(limit));
+    let (landed, steps) = match manager.one_more(&wish, limit).await {
+        Ok(mut wait) => (wait.end(&wish).await, wait.steps()),
+        Err(error) => (Err(error), Vec::new()),
     };
     match landed {
+        Err(_) if steps.iter().any(|step| step.name == "claim" && step.detail != "granted") => {
+            Outcome::Taken
+        }
         Ok(landed) => {
             tracing::info!(
                 service = %name, instance = %landed.instance.short(),

@@ -124,3 +124,22 @@ async fn where_nobody_has_room_requests_go_on_and_tries_get_rare() {
     assert_eq!(scaled_out(&client, "refused"), asked as f64);
     assert!(world.drain().await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn leave_is_asked_for_as_many_as_there_are_and_one_more() {
+    let world = World::with([with_target(4, 0)]);
+    let (allocator, client) = (world.allocator(), world.client());
+    load(&client, 1, 1.0).await;
+    // Another manager has seen the same and was first.
+    let taken = proto::ClaimResponse { granted: false, claims: 1, ..Default::default() };
+    allocator.says_taken(Some(taken));
+    load(&client, 7, 10.0).await;
+    assert_eq!((new_ones(&allocator), scaled_out(&client, "taken")), (0, 1.0));
+    assert_eq!(allocator.claimed()[0].limit, 2);
+    // It did not come to anything.
+    allocator.says_taken(None);
+    load(&client, 7, 20.0).await;
+    assert_eq!((new_ones(&allocator), scaled_out(&client, "started")), (1, 1.0));
+    assert!(allocator.claimed().iter().any(|claim| !claim.instance.is_empty()), "it is counted");
+    assert!(world.drain().await);
+}
