@@ -55,7 +55,10 @@ pub(crate) async fn fly(inner: Arc<Inner>, spec: Arc<Cached>, flight: Flight) {
                 }
                 Event::Dead(peer) => {
                     luck.dead += 1;
-                    inner.cache().forget(peer);
+                    // One that requests go to, and that is slow to answer this, still serves.
+                    if flight.question().how != How::Nearer {
+                        inner.cache().forget(peer);
+                    }
                 }
                 event @ (Event::Dry | Event::Over) => {
                     luck.over = matches!(event, Event::Over);

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use lca::{
     Requirements,
     api::proto::{self, allocate_request::Mode},
-    discovery::Key,
+    discovery::{Discovery as _, Key},
 };
 use tokio::{
     sync::Semaphore,
@@ -133,6 +133,19 @@ async fn an_allocator_that_refuses_is_asked_again_by_the_back_off_and_no_request
     let targets = requests(&client, 60.0).await;
     assert_eq!(go_to(&targets, &old), targets.len());
     assert!((3..=6).contains(&full.asked().len()), "{} calls", full.asked().len());
+    assert!(world.drain().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_home_that_is_too_slow_to_say_what_it_runs_still_serves() {
+    let (world, client, old, new) = settled().await;
+    old.peer.announce(Key::Service(hash_of(&limits(20, 100)))).await.unwrap();
+    old.becomes(Behaviour::Hangs);
+    world.distance(&client, &old, 30);
+    world.distance(&client, &new, 25);
+    let targets = requests(&client, 15.0).await;
+    assert_eq!(go_to(&targets, &old), targets.len());
+    assert!(new.asked().is_empty() && reasons(&client).is_empty());
     assert!(world.drain().await);
 }
 

@@ -243,6 +243,11 @@ impl FakeAllocator {
         self.feed.send(event).unwrap();
     }
 
+    /// Does this from now on.
+    pub(crate) fn becomes(&self, behaviour: Behaviour) {
+        self.lock().behaviour = behaviour;
+    }
+
     /// Whether anybody follows what it has.
     pub(crate) fn is_watched(&self) -> bool {
         self.feed.receiver_count() > 0
