@@ -88,3 +88,35 @@ async fn a_stampede_in_two_places_starts_one_where_one_is_the_limit() -> anyhow:
     cluster.drain().await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_be_kept_runs_unasked_and_the_next_keeper_has_it_when_one_is_killed()
+-> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().allocators(3).start().await?;
+    let mut service = Service::demo("kept").idle_timeout_ms(500);
+    service.spec.min_instances = 1;
+    cluster.add(&service).await?;
+    let mut dead = Vec::new();
+    let first = keeper(&cluster, &dead).await;
+    assert_eq!(cluster.get("/kept/hello").await?.status, 200);
+    cluster.crash_allocator(first).await;
+    dead.push(first);
+    let second = keeper(&cluster, &dead).await;
+    assert_ne!(first, second);
+    cluster.drain().await;
+    Ok(())
+}
+
+/// Waits until one of those that live has a ready instance, and says which.
+async fn keeper(cluster: &Cluster, dead: &[usize]) -> usize {
+    eventually_within(Duration::from_secs(30), "somebody to keep an instance", async || {
+        for n in (0..3).filter(|n| !dead.contains(n)) {
+            let instances = cluster.instances_of(n).await.unwrap_or_default();
+            if instances.iter().any(|one| one.state() == InstanceState::Ready) {
+                return Ok(n);
+            }
+        }
+        Err("nobody has one")
+    })
+    .await
+}
