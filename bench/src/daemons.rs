@@ -87,9 +87,14 @@ impl Daemon {
         value.with_context(|| format!("the report has no line {what}"))
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        self.child.id().context("it still runs")
+    }
+
     /// What it takes of the machine now.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
-        Usage::of(self.child.id().context("it still runs")?)
+        Usage::of(self.pid()?)
     }
 
     /// Stops it politely.

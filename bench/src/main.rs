@@ -9,8 +9,11 @@ use hello_world_server::Options;
 mod cold_start;
 mod daemons;
 mod discovery;
+mod failover;
+mod fleet;
 mod idle;
 mod machine;
+mod stampede;
 mod stats;
 mod storm;
 
@@ -26,6 +29,10 @@ enum Args {
     Idle(idle::Args),
     /// More calls of Allocate than an allocator has room for
     Storm(storm::Args),
+    /// A steady stream of requests while what serves them is taken away
+    Failover(failover::Args),
+    /// A thousand first requests at once through ten proxies: how many instances that starts
+    Stampede(stampede::Args),
     /// The program that cold-start measures with
     #[command(hide = true, name = "demo-hello-world-server")]
     Demo {
@@ -48,6 +55,8 @@ fn main() -> ExitCode {
             runtime().block_on(idle::run(args))
         }
         Args::Storm(args) => runtime().block_on(storm::run(args)),
+        Args::Failover(args) => runtime().block_on(failover::run(args)),
+        Args::Stampede(args) => runtime().block_on(stampede::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
