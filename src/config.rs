@@ -9,11 +9,10 @@
 //! a daemon that does not start. Whoever holds a [`Config`] holds values within bounds.
 
 mod bootstrap;
+pub mod json;
 mod reader;
 
 use std::{
-    fmt, fs,
-    io::{self, Read as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +20,7 @@ use std::{
 use serde::Serialize;
 
 pub use bootstrap::{Bootstrap, Host};
+pub use json::{Invalid, Problem};
 
 use crate::{Error, Kind, Requirements, Result};
 
@@ -28,11 +28,6 @@ use crate::{Error, Kind, Requirements, Result};
 pub const BOOTSTRAPS_ENV: &str = "P2P_BOOTSTRAPS";
 /// Where a configuration file is looked for first, from the working folder.
 pub const DEFAULT_FILE: &str = "conf/conf.json";
-/// Largest file that is read: thousands of bootstraps, and nothing that hurts.
-const MAX_FILE: u64 = 1 << 20;
-/// Most problems that are told at once: a screenful.
-const MAX_PROBLEMS: usize = 30;
-
 /// What a configuration file says. The default says nothing: no limits, no bootstraps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -42,28 +37,6 @@ pub struct Config {
     pub bootstraps: Vec<Bootstrap>,
 }
 
-/// Everything that is wrong with one file. Prints one problem a line, each as
-/// `FILE:LINE:COLUMN: KEY: what is wrong`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invalid {
-    name: String,
-    problems: Vec<Problem>,
-    untold: usize,
-}
-
-/// One thing that is wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Line, from 1.
-    pub line: usize,
-    /// Column in characters, from 1.
-    pub column: usize,
-    /// The path of the key, such as `Perf.SoftReq.RTT`; empty where it is about no key.
-    pub key: String,
-    /// What is wrong, and what would be right.
-    pub reason: String,
-}
-
 impl Config {
     /// Reads a file.
     ///
@@ -71,26 +44,7 @@ impl Config {
     /// [`Kind::NotFound`] if there is none, [`Kind::FailedPrecondition`] if it cannot be
     /// read, [`Kind::InvalidArgument`] with every problem in it.
     pub fn load(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let bytes = read(path).map_err(|error| {
-            let (kind, what) = match error.kind() {
-                io::ErrorKind::NotFound => (Kind::NotFound, "there is no configuration file"),
-                _ => (Kind::FailedPrecondition, "cannot read the configuration file"),
-            };
-            let why = if kind == Kind::NotFound { String::new() } else { format!(": {error}") };
-            Error::new(kind, format!("{what} {name}{why}")).because(error)
-        })?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(Invalid::at_start(&name, "the file is larger than 1 MiB").into());
-        }
-        match str::from_utf8(&bytes) {
-            Ok(text) => Ok(Self::parse(&name, text)?),
-            Err(error) => {
-                let valid = str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
-                let problem = (valid.len(), String::new(), "is not UTF-8".to_owned());
-                Err(Invalid::new(&name, valid, vec![problem]).into())
-            }
-        }
+        json::load(path, "configuration file", reader::config)
     }
 
     /// Reads the text of a file; `name` is what it is called in problems.
@@ -98,10 +52,7 @@ impl Config {
     /// # Errors
     /// Every problem in it.
     pub fn parse(name: &str, text: &str) -> Result<Self, Invalid> {
-        if text.len() as u64 > MAX_FILE {
-            return Err(Invalid::at_start(name, "the file is larger than 1 MiB"));
-        }
-        reader::read(text).map_err(|problems| Invalid::new(name, text, problems))
+        json::parse(name, text, reader::config)
     }
 
     /// The same in the form that [`parse`](Self::parse) reads, for `--check`.
@@ -187,64 +138,6 @@ pub fn bootstraps(
     let more = (untold > 0).then(|| format!("{BOOTSTRAPS_ENV}: and {untold} more"));
     let all: Vec<_> = told.chain(more).collect();
     Err(Error::new(Kind::InvalidArgument, all.join("\n")).hint(hint))
-}
-
-/// At most one byte more than is taken, whatever the file claims to be.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-impl Invalid {
-    fn new(name: &str, text: &str, mut found: Vec<reader::Found>) -> Self {
-        found.sort_by_key(|(offset, ..)| *offset);
-        let untold = found.len().saturating_sub(MAX_PROBLEMS);
-        found.truncate(MAX_PROBLEMS);
-        let problem = |(offset, key, reason)| {
-            let (line, column) = position(text, offset);
-            Problem { line, column, key, reason }
-        };
-        Self { name: name.to_owned(), problems: found.into_iter().map(problem).collect(), untold }
-    }
-
-    fn at_start(name: &str, reason: &str) -> Self {
-        Self::new(name, "", vec![(0, String::new(), reason.to_owned())])
-    }
-
-    /// The problems, in the order of the file; at most 30.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-}
-
-/// Line and column of a byte offset, both from 1.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
-}
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Problem { line, column, key, reason }) in self.problems.iter().enumerate() {
-            let newline = if index == 0 { "" } else { "\n" };
-            let colon = if key.is_empty() { "" } else { ": " };
-            write!(f, "{newline}{}:{line}:{column}: {key}{colon}{reason}", self.name)?;
-        }
-        if self.untold > 0 {
-            write!(f, "\nand {} more", self.untold)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Invalid {}
-
-impl From<Invalid> for Error {
-    fn from(invalid: Invalid) -> Self {
-        Self::new(Kind::InvalidArgument, invalid.to_string())
-    }
 }
 
 #[cfg(test)]

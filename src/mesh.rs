@@ -1,7 +1,7 @@
 //! The port to other peers: a verified gRPC channel to one, and how far it is away.
 //! `lca-node` implements it over mutual TLS, [`crate::discovery::memory`] in process.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tonic::transport::Channel;
@@ -34,6 +34,11 @@ pub trait Mesh: fmt::Debug + Send + Sync + 'static {
     /// its answer, without what the application and the queue before it took. Of no account
     /// for a peer that is not of interest. Never blocks.
     fn observed(&self, peer: PeerId, took: Duration);
+
+    /// What people call the simulated link to `peer`, if there is one.
+    fn link(&self, _peer: PeerId) -> Option<Arc<str>> {
+        None
+    }
 
     /// Whether the last three probes of `peer` went unanswered: what is sent there now
     /// would most likely wait in vain. False if nobody has probed it yet, so that one

@@ -187,6 +187,7 @@ impl Supervisor {
             age_ms: entry.age_ms(),
             load: entry.load().map(Into::into),
             rtt_us: None,
+            rtt_deviation_us: None,
             pid: view.pid,
             requested_by: by,
             request_id,

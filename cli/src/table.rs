@@ -82,7 +82,9 @@ impl Table {
         (0..self.header.len()).map(column).collect()
     }
 
-    fn without(&self, column: &str) -> Self {
+    /// The same without a column.
+    #[must_use]
+    pub fn without(&self, column: &str) -> Self {
         let mut table = self.clone();
         let Some(at) = table.header.iter().position(|name| *name == column) else { return table };
         table.header.remove(at);

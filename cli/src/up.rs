@@ -13,9 +13,12 @@ use tokio::time::timeout;
 
 mod demo;
 mod fleet;
+mod link;
 mod temporary;
+mod topology;
 
 use fleet::Fleet;
+pub use link::Link;
 use temporary::Temporary;
 
 /// How long a start that is interrupted may still take to come to its end.
@@ -33,6 +36,17 @@ pub struct Args {
     /// Number of allocators
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub nodes: u8,
+    /// How far nodes are from the front: NAME=RTT[±JITTER][,stall=P%]:NODES; repeatable
+    ///
+    /// Nodes 1 to N are the allocators; node 0 is the front, with the registry. Nodes of one
+    /// link are in one place; between nodes of two links lies the sum of both. `stall` is the
+    /// share of writes that wait for the RTT again, at least 200 ms, as after a loss. `+-`
+    /// is the same as `±`. Example: --link far=90ms±5ms,stall=1%:4,5
+    #[arg(long, value_name = "LINK", conflicts_with = "topology")]
+    pub link: Vec<Link>,
+    /// What lies between each two nodes, and how it changes: see docs/topology.md
+    #[arg(long, value_name = "FILE")]
+    pub topology: Option<PathBuf>,
     /// Port of the front on 127.0.0.1; 0 lets the kernel choose
     #[arg(long, value_name = "PORT", default_value_t = 4201)]
     pub port: u16,
@@ -59,6 +73,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         None => Config::default(),
     };
     let environment = std::env::var(BOOTSTRAPS_ENV).ok();
+    let spans = match &args.topology {
+        Some(file) => topology::load(file, args.nodes)?,
+        None => link::spans(&args.link, args.nodes)?,
+    };
     config.bootstraps = config::bootstraps(&[], &config.bootstraps, environment.as_deref())?;
     // Held to the end: dropping it removes the folder.
     let (data_dir, _temporary) = match args.data_dir.clone() {
@@ -76,7 +94,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let signal = shutdown_signal()?;
     tokio::pin!(signal);
     let starting = async {
-        let fleet = Fleet::start(&data_dir, &args, &config).await?;
+        let fleet = Fleet::start(&data_dir, &args, &config, spans).await?;
         match demo::register(&fleet).await {
             Ok(()) => Ok(fleet),
             Err(error) => {

@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     pub(crate) reachable: bool,
     pub(crate) instances: u32,
     pub(crate) max_instances: u32,
+    pub(crate) link: String,
+    pub(crate) rtt_deviation_us: Option<u64>,
 }
 
 impl From<proto::Peer> for Peer {
@@ -34,6 +36,8 @@ impl From<proto::Peer> for Peer {
             reachable,
             instances,
             max_instances,
+            link,
+            rtt_deviation_us,
         } = peer;
         Self {
             peer,
@@ -45,6 +49,8 @@ impl From<proto::Peer> for Peer {
             reachable,
             instances,
             max_instances,
+            link,
+            rtt_deviation_us,
         }
     }
 }
@@ -65,6 +71,7 @@ pub(crate) struct Instance {
     pub(crate) load: Option<Load>,
     pub(crate) rtt_us: Option<u64>,
     pub(crate) pid: u32,
+    pub(crate) rtt_deviation_us: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,6 +104,7 @@ impl From<proto::Instance> for Instance {
             load,
             rtt_us: instance.rtt_us,
             pid: instance.pid,
+            rtt_deviation_us: instance.rtt_deviation_us,
         }
     }
 }
@@ -296,6 +304,16 @@ pub(crate) fn short_digest(digest: &str) -> String {
 /// Microseconds, or unknown.
 pub(crate) fn micros(micros: Option<u64>) -> String {
     micros.map(|micros| show_duration(Duration::from_micros(micros))).unwrap_or_default()
+}
+
+/// A round trip of microseconds and how far it strays, both in the unit of the first, or
+/// unknown: `15.2 ± 0.4 ms`.
+pub(crate) fn distance(rtt: Option<u64>, deviation: Option<u64>) -> String {
+    match (rtt, deviation) {
+        (Some(rtt @ 0..1_000), Some(by)) => format!("{rtt} ± {by} us"),
+        (Some(rtt), Some(by)) => format!("{:.1} ± {:.1} ms", rtt as f64 / 1e3, by as f64 / 1e3),
+        (rtt, _) => micros(rtt),
+    }
 }
 
 /// An age of milliseconds.

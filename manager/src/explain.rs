@@ -89,6 +89,7 @@ pub(crate) async fn explain(inner: &Inner, name: &ServiceName) -> Result<proto::
         instances,
         allocators: allocators.into_iter().map(|one| one.told).collect(),
         outlook: Some(outlook),
+        moves: Vec::new(),
         unreachable_peers: unreachable.iter().map(ToString::to_string).collect(),
     })
 }
@@ -201,5 +202,6 @@ fn consider(one: One, limits: &Requirements, spec: &Cached) -> proto::Considered
         instance: Some(one.instance),
         verdict: verdict.into(),
         known: one.known,
+        ..Default::default()
     }
 }

@@ -114,6 +114,11 @@ impl Reach {
     pub(crate) fn rtt_us(&self, peer: PeerId) -> Option<u64> {
         self.mesh.rtt(peer).map(|rtt| rtt.as_micros() as u64)
     }
+
+    /// How far round trips to `peer` stray, as the API shows it.
+    pub(crate) fn deviation_us(&self, peer: PeerId) -> Option<u64> {
+        self.mesh.distance(peer).map(|distance| distance.deviation.as_micros() as u64)
+    }
 }
 
 fn silent(to: &Endpoint, within: Duration) -> Error {

@@ -193,6 +193,7 @@ impl ForLocal {
     /// Adds what only this node knows.
     fn completed(&self, mut instance: proto::Instance, at: &Arc<Endpoint>) -> proto::Instance {
         instance.rtt_us = self.0.inner.reach.rtt_us(at.peer);
+        instance.rtt_deviation_us = self.0.inner.reach.deviation_us(at.peer);
         instance.mesh_addresses = at.mesh.iter().map(ToString::to_string).collect();
         instance
     }

@@ -14,7 +14,7 @@ mod pool;
 
 pub use body::{Body, BoxError, Metered, Patient, empty, full};
 pub use io::Bounded;
-pub use pool::{Cause, Config, Dial, Failed, HeadAfter, Pool};
+pub use pool::{Cause, Config, Connected, Dial, Failed, HeadAfter, Pool};
 
 #[cfg(test)]
 mod tests;

@@ -10,13 +10,14 @@
 //! link holds bytes back, it does not break connections. Where no profile was ever set
 //! for a pair, its streams are used directly, at the cost of one atomic read a call.
 //!
-//! This is a collaborator, handed over in code; no daemon's configuration reaches it.
+//! This is a collaborator, handed over in code; no daemon's configuration reaches it, only
+//! `lcactl up`, which is a network on one machine.
 
 use std::{
     collections::HashMap,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -29,6 +30,7 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
+pub mod course;
 mod pump;
 #[cfg(test)]
 mod tests;
@@ -91,6 +93,7 @@ impl Pair {
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     profiles: Arc<watch::Sender<HashMap<Pair, Profile>>>,
+    names: Arc<RwLock<HashMap<Pair, Arc<str>>>>,
 }
 
 impl Links {
@@ -100,6 +103,26 @@ impl Links {
         self.profiles.send_modify(|profiles| {
             profiles.insert(Pair::new(a, b), profile);
         });
+    }
+
+    /// As [`set`](Self::set), for many links at once.
+    pub fn set_all(&self, profiles: impl IntoIterator<Item = (PeerId, PeerId, Profile)>) {
+        self.profiles.send_modify(|all| {
+            let pairs = profiles.into_iter().map(|(a, b, profile)| (Pair::new(a, b), profile));
+            all.extend(pairs);
+        });
+    }
+
+    /// What people call the link between `a` and `b`, for lists; nothing depends on it.
+    pub fn call(&self, a: PeerId, b: PeerId, name: &str) {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        names.insert(Pair::new(a, b), name.into());
+    }
+
+    /// What the link was [called](Self::call).
+    pub fn name(&self, a: PeerId, b: PeerId) -> Option<Arc<str>> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.get(&Pair::new(a, b)).cloned()
     }
 
     /// Takes the profile away; what a cut held back goes on.

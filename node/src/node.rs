@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 
 use crate::{
     Config, FindStats, Joined, Status, Traffic,
+    link::Links,
     mesh::{self, Alpn},
     swarm,
 };
@@ -26,6 +27,7 @@ use crate::{
 pub struct Node {
     swarm: swarm::Handle,
     mesh: mesh::Client,
+    links: Links,
 }
 
 impl Node {
@@ -59,8 +61,9 @@ impl Node {
             timing,
             metrics,
         };
+        let links = setup.links.clone();
         let swarm = swarm::Handle::start(setup, spawner).await?;
-        Ok((Self { swarm, mesh: client }, listener))
+        Ok((Self { swarm, mesh: client, links }, listener))
     }
 
     /// Who this node is.
@@ -182,6 +185,10 @@ impl Mesh for Node {
 
     fn observed(&self, peer: PeerId, took: Duration) {
         self.mesh.observed(peer, took);
+    }
+
+    fn link(&self, peer: PeerId) -> Option<Arc<str>> {
+        self.links.name(self.peer(), peer)
     }
 
     fn is_silent(&self, peer: PeerId) -> bool {

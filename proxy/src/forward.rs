@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     Config,
     body::Upload,
+    debug::Trace,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
     route::{Route, route},
@@ -102,7 +103,9 @@ impl Forward {
     ) -> Result<Response<Body>, BrokenOff> {
         let id = RequestId::random();
         let mut exchange = Exchange::at_front(self.manager.metrics());
-        let mut answer = match self.try_answer(client, request, &id, &mut exchange).await {
+        let mut trace = None;
+        let answered = self.try_answer(client, request, &id, &mut exchange, &mut trace).await;
+        let mut answer = match answered {
             Ok((answer, ended)) => {
                 exchange.ended(ended);
                 answer
@@ -123,6 +126,9 @@ impl Forward {
             }
         };
         answer.headers_mut().insert(REQUEST_ID, header_value(&id));
+        if let Some(trace) = trace {
+            trace.tell(answer.headers_mut());
+        }
         Ok(answer)
     }
 
@@ -132,6 +138,7 @@ impl Forward {
         request: Request<Incoming>,
         id: &RequestId,
         exchange: &mut Exchange<'_>,
+        trace: &mut Option<Trace>,
     ) -> Result<(Response<Body>, Ended), Stopped> {
         let (mut parts, body) = request.into_parts();
         let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
@@ -146,6 +153,7 @@ impl Forward {
         let mut wish = Wish::new(service, deadline);
         wish.request = Some(id.clone());
         wish.tighten = headers::tightening(&parts.headers)?;
+        *trace = Trace::of(&parts.headers)?;
         let from = client.from.ip();
         headers::for_ingress(&mut parts.headers, from, &authority, &wish.service, &self.via)?;
         parts.headers.insert(REQUEST_ID, header_value(id));
@@ -156,6 +164,7 @@ impl Forward {
         let (mut before, mut last) = (None, None);
         let (mut unseen, mut seen) = (0, 0);
         loop {
+            let begun = trace.is_some().then(Instant::now);
             let target = match self.pick(wish.clone()).await {
                 Ok(target) => target,
                 // Nowhere else to go. If an application has had the request, that it
@@ -164,6 +173,10 @@ impl Forward {
             };
             tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
                 peer = %target.endpoint.peer.short(), unseen, seen, "sending");
+            let sent = begun.zip(trace.as_mut()).map(|(begun, trace)| {
+                trace.picked(begun.elapsed(), &target);
+                Instant::now()
+            });
             exchange.is_for(&target.counted);
             if let Some(trouble) = last {
                 self.retried(&target, trouble);
@@ -173,6 +186,9 @@ impl Forward {
             let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
                 Ok(answer) => match self.judge(&target, &answer, upload.is_none()) {
                     None => {
+                        if let Some((sent, trace)) = sent.zip(trace.as_mut()) {
+                            trace.answered(sent.elapsed(), &answer);
+                        }
                         let ended = Ended::Answered(answer.status());
                         return Ok((to_client(answer, counted.download.clone()), ended));
                     }

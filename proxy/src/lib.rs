@@ -10,6 +10,7 @@
 //! sending side while it waits counts as gone: on TCP the two look the same.
 
 mod body;
+mod debug;
 mod forward;
 mod front;
 pub mod headers;

@@ -1,10 +1,13 @@
 //! What is taken, what is refused, and how a refusal reads.
 
-use std::io::Write as _;
+use std::{fs, io::Write as _};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    json::{MAX_FILE, MAX_PROBLEMS},
+    *,
+};
 use crate::PeerId;
 
 const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";

@@ -14,7 +14,10 @@ use crate::{
     output::Output,
     table::{Screen, Table},
     units::setting_millis,
-    view::{Instance, PeerCapacity, Requirements, ServiceSpec, micros, short_id, short_peer},
+    view::{
+        Instance, PeerCapacity, Requirements, ServiceSpec, age, distance, micros, short_id,
+        short_peer,
+    },
 };
 
 #[derive(Serialize)]
@@ -26,6 +29,7 @@ struct Document {
     allocators: Vec<ConsideredAllocator>,
     outlook: Outlook,
     unreachable_peers: Vec<String>,
+    moves: Vec<Move>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +45,18 @@ struct ConsideredInstance {
     verdict: &'static str,
     reason: String,
     known: bool,
+    level: String,
+    ejected_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Move {
+    age_ms: u64,
+    from_instance: String,
+    from_peer: String,
+    to_instance: String,
+    to_peer: String,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -91,6 +107,9 @@ impl Screen for Picture<'_> {
         if !document.allocators.is_empty() {
             text.push(allocators(&document.allocators).on(width));
         }
+        if !document.moves.is_empty() {
+            text.push(moves(&document.moves).on(width));
+        }
         text.join("\n")
     }
 }
@@ -128,17 +147,23 @@ impl Outlook {
 }
 
 fn instances(all: &[ConsideredInstance]) -> Table {
-    let mut table =
-        Table::new(["INSTANCE", "PEER", "RTT", "STATE", "REQUESTS", "KNOWN", "VERDICT", "WHY"])
-            .spare(&["KNOWN", "REQUESTS", "PEER"]);
-    for ConsideredInstance { instance, verdict, reason, known } in all {
+    let mut table = Table::new([
+        "INSTANCE", "PEER", "RTT", "STATE", "REQUESTS", "KNOWN", "LEVEL", "VERDICT", "WHY",
+    ])
+    .spare(&["KNOWN", "REQUESTS", "STATE", "LEVEL", "PEER"]);
+    for ConsideredInstance { instance, verdict, reason, known, level, ejected_ms } in all {
+        let level = match ejected_ms {
+            0 => level.clone(),
+            ms => format!("ejected for {}", age(*ms)),
+        };
         table.row([
             short_id(&instance.id),
             short_peer(&instance.peer),
-            micros(instance.rtt_us),
+            distance(instance.rtt_us, instance.rtt_deviation_us),
             instance.state_word(),
             requests(instance),
             if *known { "yes" } else { "no" }.to_owned(),
+            level,
             word(verdict, "VERDICT_"),
             reason.clone(),
         ]);
@@ -167,6 +192,24 @@ fn allocators(all: &[ConsideredAllocator]) -> Table {
     table
 }
 
+/// The latest first.
+fn moves(all: &[Move]) -> Table {
+    let mut table = Table::new(["MOVED", "FROM", "TO", "WHY"]);
+    let place = |instance: &str, peer: &str| match instance {
+        "" => String::new(),
+        instance => format!("{} on {}", short_id(instance), short_peer(peer)),
+    };
+    for one in all {
+        table.row([
+            format!("{} ago", age(one.age_ms)),
+            place(&one.from_instance, &one.from_peer),
+            place(&one.to_instance, &one.to_peer),
+            one.reason.clone(),
+        ]);
+    }
+    table
+}
+
 fn word(name: &str, prefix: &str) -> String {
     name.trim_start_matches(prefix).to_ascii_lowercase().replace('_', " ")
 }
@@ -181,6 +224,13 @@ impl From<proto::ExplainResponse> for Document {
             instance: one.instance.unwrap_or_default().into(),
             reason: one.reason,
             known: one.known,
+            level: one.level,
+            ejected_ms: one.ejected_ms,
+        });
+        let moves = answer.moves.into_iter().map(|one| {
+            let proto::Move { age_ms, from_instance, from_peer, to_instance, to_peer, reason } =
+                one;
+            Move { age_ms, from_instance, from_peer, to_instance, to_peer, reason }
         });
         let allocators = answer.allocators.into_iter().map(|one| ConsideredAllocator {
             peer: one.peer,
@@ -208,6 +258,7 @@ impl From<proto::ExplainResponse> for Document {
                 reason: outlook.reason,
             },
             unreachable_peers: answer.unreachable_peers,
+            moves: moves.collect(),
         }
     }
 }

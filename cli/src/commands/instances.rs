@@ -9,7 +9,7 @@ use crate::{
     errors::Result,
     output::Output,
     table::Table,
-    view::{Instance, age, micros, short_id, short_peer},
+    view::{Instance, age, distance, short_id, short_peer},
 };
 
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ pub(super) fn table(instances: &[Instance]) -> Table {
             instance.service.clone(),
             instance.state_word(),
             short_peer(&instance.peer),
-            micros(instance.rtt_us),
+            distance(instance.rtt_us, instance.rtt_deviation_us),
             requests(instance),
             age(instance.age_ms),
             instance.mesh_addresses.first().cloned().unwrap_or_default(),

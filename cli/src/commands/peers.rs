@@ -12,7 +12,7 @@ use crate::{
     errors::Result,
     output::{Format, Output},
     table::Table,
-    view::{Peer, micros, short_peer},
+    view::{Peer, distance, short_peer},
     watch::Drawing,
 };
 
@@ -111,7 +111,7 @@ impl Told {
 
 fn table(peers: &[Peer]) -> Table {
     let mut table =
-        Table::new(["PEER", "ROLES", "STATE", "RTT", "INSTANCES", "VERSION", "ADDRESSES"])
+        Table::new(["PEER", "ROLES", "STATE", "LINK", "RTT", "INSTANCES", "VERSION", "ADDRESSES"])
             .spare(&["VERSION", "ADDRESSES", "INSTANCES"]);
     for peer in peers {
         let state = match (peer.local, peer.reachable) {
@@ -127,11 +127,16 @@ fn table(peers: &[Peer]) -> Table {
             short_peer(&peer.peer),
             peer.roles.join(","),
             state.to_owned(),
-            micros(peer.rtt_us.filter(|_| !peer.local)),
+            peer.link.clone(),
+            distance(peer.rtt_us.filter(|_| !peer.local), peer.rtt_deviation_us),
             instances,
             peer.version.clone(),
             peer.mesh_addresses.join(","),
         ]);
     }
-    table
+    // Only where distances are simulated.
+    match peers.iter().any(|peer| !peer.link.is_empty()) {
+        true => table,
+        false => table.without("LINK"),
+    }
 }

@@ -126,6 +126,7 @@ fn instance(state: proto::InstanceState) -> proto::Instance {
         age_ms: 61_000,
         load: Some(proto::Load { in_flight: 2, limit: 1024, queue_us: 0, app_us: 900 }),
         rtt_us: Some(412),
+        rtt_deviation_us: Some(38),
         pid: 77,
         ..Default::default()
     }
@@ -139,9 +140,16 @@ fn explained() -> proto::ExplainResponse {
         verdict: verdict.into(),
         reason: reason.into(),
         known: verdict == Verdict::Chosen,
+        level: if verdict == Verdict::Chosen { "good" } else { "" }.into(),
+        ejected_ms: 0,
     };
     let ready = instance(proto::InstanceState::Ready);
-    let far = proto::Instance { id: "ff".repeat(16), rtt_us: Some(30_000), ..ready.clone() };
+    let far = proto::Instance {
+        id: "ff".repeat(16),
+        rtt_us: Some(30_000),
+        rtt_deviation_us: Some(1_460),
+        ..ready.clone()
+    };
     let total = proto::Capacity { cpu_millis: 4000, memory_bytes: 1 << 30, instances: 64 };
     let used = proto::Capacity { cpu_millis: 100, memory_bytes: 64 << 20, instances: 1 };
     let near = proto::ConsideredAllocator {
@@ -150,7 +158,7 @@ fn explained() -> proto::ExplainResponse {
         bucket_us: 2000,
         has_room: true,
         rank: 1,
-        reason: "under 2ms, within the soft limit of 10ms".into(),
+        reason: "under 2.0 ms, within the soft limit of 10.0 ms".into(),
         capacity: Some(proto::PeerCapacity {
             peer: PEER.into(),
             total: Some(total),
@@ -174,8 +182,8 @@ fn explained() -> proto::ExplainResponse {
             node: limits(10, 0),
         }),
         instances: vec![
-            one(Verdict::Chosen, "the best there is: 412.0µs away", ready),
-            one(Verdict::BeyondHard, "30.0ms away, beyond the hard limit of 20ms", far),
+            one(Verdict::Chosen, "the best there is: 412 us away", ready),
+            one(Verdict::BeyondHard, "30.0 ms away, beyond the hard limit of 20.0 ms", far),
         ],
         allocators: vec![near, dead],
         outlook: Some(proto::Outlook {
@@ -185,6 +193,14 @@ fn explained() -> proto::ExplainResponse {
             reason: "a request is sent to a known instance at once".into(),
         }),
         unreachable_peers: vec![PEER.into()],
+        moves: vec![proto::Move {
+            age_ms: 61_000,
+            from_instance: "ff".repeat(16),
+            from_peer: PEER.into(),
+            to_instance: INSTANCE.into(),
+            to_peer: PEER.into(),
+            reason: "above the soft limit of 10.0 ms for 2.0 s".into(),
+        }],
     }
 }
 
@@ -274,6 +290,8 @@ impl Manager for Fake {
             peer: "junk\x1b[31m".into(),
             roles: vec!["registry".into(), "allocator".into()],
             rtt_us: Some(1_250),
+            rtt_deviation_us: Some(310),
+            link: "edge".into(),
             local: false,
             reachable: false,
             instances: 3,

@@ -43,8 +43,8 @@ async fn instances_are_redrawn_in_place_on_a_terminal() {
     let frames: Vec<_> = ended.out.split("\x1b[2A\r\x1b[J").collect();
     assert!(frames.len() >= 2, "{:?}", ended.out);
     assert_snapshot!(frames[0], @r"
-    INSTANCE  SERVICE  STATE  PEER      RTT     REASON
-    00112233  hello    ready  eQAJU5SA  412 us  -
+    INSTANCE  SERVICE  STATE  PEER      REASON
+    00112233  hello    ready  eQAJU5SA  -
     ");
     assert_eq!(*frames.last().unwrap(), "no instances\n");
 }
@@ -112,13 +112,16 @@ async fn an_explanation_shows_what_was_considered_and_what_comes_of_it() {
     hello, revision 3: soft limit 10ms (this node's), hard limit 20ms (the service's)
     A request now would use 00112233 on eQAJU5SA: a request is sent to a known instance at once
 
-    INSTANCE  PEER      RTT      STATE  REQUESTS   KNOWN  VERDICT      WHY
-    00112233  eQAJU5SA  412 us   ready  2 of 1024  yes    chosen       the best there is: 412.0µs away
-    ffffffff  eQAJU5SA  30.0 ms  ready  2 of 1024  no     beyond hard  30.0ms away, beyond the hard limit of 20ms
+    INSTANCE  PEER      RTT            STATE  REQUESTS   KNOWN  LEVEL  VERDICT      WHY
+    00112233  eQAJU5SA  412 ± 38 us    ready  2 of 1024  yes    good   chosen       the best there is: 412 us away
+    ffffffff  eQAJU5SA  30.0 ± 1.5 ms  ready  2 of 1024  no     -      beyond hard  30.0 ms away, beyond the hard limit of 20.0 ms
 
     ALLOCATOR  RTT     ORDER  ROOM  INSTANCES  WHY
-    eQAJU5SA   412 us  1      yes   1 of 64    under 2ms, within the soft limit of 10ms
+    eQAJU5SA   412 us  1      yes   1 of 64    under 2.0 ms, within the soft limit of 10.0 ms
     eQAJU5SA   -       -      no    -          does not answer
+
+    MOVED        FROM                  TO                    WHY
+    1 m 1 s ago  ffffffff on eQAJU5SA  00112233 on eQAJU5SA  above the soft limit of 10.0 ms for 2.0 s
     ");
     assert_eq!(ended.err, "warning: peer eQAJU5SA did not answer in time\n");
     let narrow = daemon.run_on("explain hello", (60, 24)).await;
@@ -126,13 +129,16 @@ async fn an_explanation_shows_what_was_considered_and_what_comes_of_it() {
     hello, revision 3: soft limit 10ms (this node's), hard limit 20ms (the service's)
     A request now would use 00112233 on eQAJU5SA: a request is sent to a known instance at once
 
-    INSTANCE  RTT      STATE  VERDICT      WHY
-    00112233  412 us   ready  chosen       the best there is: 4…
-    ffffffff  30.0 ms  ready  beyond hard  30.0ms away, beyond …
+    INSTANCE  RTT            VERDICT      WHY
+    00112233  412 ± 38 us    chosen       the best there is: 41…
+    ffffffff  30.0 ± 1.5 ms  beyond hard  30.0 ms away, beyond …
 
     ALLOCATOR  RTT     ORDER  ROOM  WHY
-    eQAJU5SA   412 us  1      yes   under 2ms, within the soft …
+    eQAJU5SA   412 us  1      yes   under 2.0 ms, within the so…
     eQAJU5SA   -       -      no    does not answer
+
+    MOVED        FROM             TO              WHY
+    1 m 1 s ago  ffffffff on eQ…  00112233 on e…  above the sof…
     ");
     let json = daemon.run("explain hello -o json").await.json();
     assert_eq!(json["outlook"]["action"], "ACTION_USE");

@@ -13,6 +13,7 @@ use lca::{
     config::Config,
     listen,
     local::{self, Token},
+    shutdown::Tasks,
 };
 use lca_daemon::{
     Addresses, Settings, allocator,
@@ -20,7 +21,12 @@ use lca_daemon::{
     proxy, registry,
 };
 
-use super::Args;
+use lca_node::link::{Links, course};
+
+use super::{
+    Args,
+    link::{self, Span},
+};
 
 /// The folder of the proxy's daemon.
 const PROXY: &str = "proxy";
@@ -35,12 +41,21 @@ pub(super) struct Fleet {
     proxy: proxy::App,
     /// The file of the token for gRPC.
     token: PathBuf,
+    /// What lies between the nodes, and what makes it so.
+    spans: Vec<Span>,
+    links: Tasks,
 }
 
 impl Fleet {
     /// Starts a registry, allocators and a proxy under `data_dir`, joined to each other and
-    /// to the bootstraps of `config`.
-    pub(super) async fn start(data_dir: &Path, args: &Args, config: &Config) -> Result<Self> {
+    /// to the bootstraps of `config`, with `spans` between them.
+    pub(super) async fn start(
+        data_dir: &Path,
+        args: &Args,
+        config: &Config,
+        spans: Vec<Span>,
+    ) -> Result<Self> {
+        let links = Links::default();
         let descriptors = limits::raise();
         let &Args { nodes, port, grpc_port, .. } = args;
         // The ports people choose: said to be taken before anything starts.
@@ -61,6 +76,7 @@ impl Fleet {
             max_programs: fits.programs,
             bootstraps: config.bootstraps.clone(),
             requirements: config.requirements,
+            links: links.clone(),
             ..Settings::loopback(data_dir.join(name), local::default_dir())
         };
         let registry = registry::App::build(settings("registry".into())).await?;
@@ -90,7 +106,9 @@ impl Fleet {
         let proxy = proxy::Config { settings, front, http, external: None };
         let proxy = proxy::App::build(proxy).await?;
         let token = Token::file(&data_dir.join(PROXY));
-        let fleet = Self { registry, allocators, proxy, token };
+        let tasks = Tasks::default();
+        let fleet = Self { registry, allocators, proxy, token, spans, links: tasks };
+        fleet.link(links);
         let nodes = [fleet.registry.node(), fleet.proxy.node()].into_iter();
         let joining =
             nodes.chain(fleet.allocators.iter().map(|app| app.node())).map(|node| node.joined());
@@ -98,6 +116,31 @@ impl Fleet {
             tracing::warn!("the nodes have not all joined each other yet; they go on trying");
         }
         Ok(fleet)
+    }
+
+    /// Makes the links what they shall be, now and while time passes.
+    fn link(&self, links: Links) {
+        let peers = |node: u8| match node.checked_sub(1) {
+            None => vec![self.registry.addresses().peer, self.proxy.addresses().peer],
+            Some(n) => vec![self.allocators[usize::from(n)].addresses().peer],
+        };
+        let mut courses = Vec::new();
+        for Span { name, between: [a, b], course } in &self.spans {
+            for (a, b) in
+                peers(*a).into_iter().flat_map(|a| peers(*b).into_iter().map(move |b| (a, b)))
+            {
+                links.call(a, b, name);
+                courses.push((a, b, course.clone()));
+            }
+        }
+        let spawner = self.links.spawner();
+        let stopping = spawner.stopping();
+        spawner.spawn("links", async move {
+            tokio::select! {
+                () = course::drive(links, courses) => {}
+                () = stopping => {}
+            }
+        });
     }
 
     /// The registry's local API.
@@ -133,6 +176,7 @@ impl Fleet {
         row("registry", self.registry.addresses());
         self.allocators.iter().for_each(|app| row("allocator", app.addresses()));
         row("proxy", self.proxy.addresses());
+        text.push_str(&self.distances());
         let front =
             self.proxy.addresses().front.map(|address| address.to_string()).unwrap_or_default();
         let grpc =
@@ -145,6 +189,28 @@ impl Fleet {
             "\nfront      http://{front}\nlocal API  {socket}\ngRPC       {grpc}, token in {token}\nservice    {name}, started by its first request\n\n    \
              curl http://{front}/{name}/hello\n\nWaiting for requests. Ctrl-C stops everything.\n"
         );
+        text
+    }
+
+    /// What lies between the front and each node, if anything was asked for.
+    fn distances(&self) -> String {
+        let mut text = String::new();
+        if self.spans.is_empty() {
+            return text;
+        }
+        let _infallible = writeln!(text, "\nnode 0     registry and proxy, the front");
+        for (n, app) in (1..).zip(&self.allocators) {
+            let peer = app.addresses().peer.short();
+            let of_front = |span: &&Span| span.between == [0, n];
+            let far = match self.spans.iter().find(of_front) {
+                Some(Span { name, course, .. }) => {
+                    let moving = if course.is_steady() { "" } else { " now, changing" };
+                    format!("{name}, {}{moving}", link::show(&course.at(Duration::ZERO)))
+                }
+                None => "beside the front".to_owned(),
+            };
+            let _infallible = writeln!(text, "node {n:<5} allocator {peer}: {far}");
+        }
         text
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use lca::{PeerId, Requirements, api::proto, specs::Cached};
+use lca::{PeerId, Requirements, api::proto, specs::Cached, units::show_duration as show};
 
 use crate::{
     allocate::{ask_facts, groups, heed_rooms, measure},
@@ -117,7 +117,9 @@ fn considered(
     let reason = match offer {
         None => "does not answer".to_owned(),
         Some(offer) if rank == 0 => match limits.hard {
-            Some(hard) => format!("{:.1?} away, beyond the hard limit of {hard:?}", offer.rtt),
+            Some(hard) => {
+                format!("{} away, beyond the hard limit of {}", show(offer.rtt), show(hard))
+            }
             None => "out of the question".to_owned(),
         },
         Some(_) if stopping => "is stopping".to_owned(),
@@ -125,13 +127,13 @@ fn considered(
         Some(_) if refused => "refused this service a moment ago for lack of room".to_owned(),
         Some(_) if doubtful => "did not answer lately: a last resort".to_owned(),
         Some(offer) => {
-            let end = policy::bucket_end(offer.least);
+            let end = show(policy::bucket_end(offer.least));
             match limits.soft {
                 Some(soft) if !limits.within_soft(offer.least) => {
-                    format!("under {end:?}, above the soft limit of {soft:?}")
+                    format!("under {end}, above the soft limit of {}", show(soft))
                 }
-                Some(soft) => format!("under {end:?}, within the soft limit of {soft:?}"),
-                None => format!("under {end:?}"),
+                Some(soft) => format!("under {end}, within the soft limit of {}", show(soft)),
+                None => format!("under {end}"),
             }
         }
     };

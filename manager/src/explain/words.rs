@@ -8,6 +8,7 @@ use lca::{
     endpoint::Endpoint,
     headers::Load,
     specs::Cached,
+    units::show_duration as show,
 };
 
 use super::{One, allocators::Considered};
@@ -50,8 +51,8 @@ pub(super) fn instance_reason(
     spec: &Cached,
 ) -> String {
     let rtt = one.candidate.and_then(|candidate| candidate.rtt);
-    let away = rtt.map_or("nobody knows how far".to_owned(), |rtt| format!("{rtt:.1?} away"));
-    let hard = limits.hard.unwrap_or_default();
+    let away = rtt.map_or("nobody knows how far".to_owned(), |rtt| format!("{} away", show(rtt)));
+    let hard = show(limits.hard.unwrap_or_default());
     let level = one.candidate.map_or(Level::Good, |candidate| candidate.level);
     match verdict {
         Told::Chosen | Told::Usable => {
@@ -61,7 +62,7 @@ pub(super) fn instance_reason(
             };
             match limits.soft {
                 Some(soft) if rtt.is_some_and(|rtt| !limits.within_soft(rtt)) => {
-                    format!("{place}: {away}, above the soft limit of {soft:?}")
+                    format!("{place}: {away}, above the soft limit of {}", show(soft))
                 }
                 _ if level == Level::Performant => {
                     format!("{place}: {away}, on probation since it broke off")
@@ -76,9 +77,9 @@ pub(super) fn instance_reason(
             });
             format!("broke off of late, used only if there is no other; {back}")
         }
-        Told::BeyondHard => format!("{away}, beyond the hard limit of {hard:?}"),
+        Told::BeyondHard => format!("{away}, beyond the hard limit of {hard}"),
         Told::DistanceUnknown => {
-            format!("{away}, and there is a hard limit of {hard:?}")
+            format!("{away}, and there is a hard limit of {hard}")
         }
         Told::Silent => "its peer does not answer".to_owned(),
         Told::NotReady if one.instance.state() == proto::InstanceState::Ready => {
@@ -145,7 +146,7 @@ pub(super) fn outlook(
         }
         None => {
             let near = match limits.hard {
-                Some(hard) => format!(" and within the hard limit of {hard:?}"),
+                Some(hard) => format!(" and within the hard limit of {}", show(hard)),
                 None => String::new(),
             };
             refused(format!("no instance of {name} will do, and no allocator answers{near}"))

@@ -106,9 +106,12 @@ async fn ask(inner: &Inner, which: &proto::ListInstancesRequest, peers: Vec<Arc<
             Ok(instances) => {
                 all.answered.push(endpoint.peer);
                 let rtt_us = inner.reach.rtt_us(endpoint.peer);
-                all.instances.extend(
-                    instances.into_iter().map(|instance| proto::Instance { rtt_us, ..instance }),
-                );
+                let rtt_deviation_us = inner.reach.deviation_us(endpoint.peer);
+                all.instances.extend(instances.into_iter().map(|instance| proto::Instance {
+                    rtt_us,
+                    rtt_deviation_us,
+                    ..instance
+                }));
             }
             Err(error) => {
                 tracing::debug!(peer = %endpoint.peer.short(), error = error.chain(),

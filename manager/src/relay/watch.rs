@@ -251,8 +251,9 @@ impl Watch {
             return Ok(());
         }
         self.there.insert(id, There { peer, confirmed: true });
-        let rtt_us = self.inner.reach.rtt_us(peer);
-        self.tell(Event::Put(proto::Instance { rtt_us, ..instance })).await
+        let reach = &self.inner.reach;
+        let (rtt_us, rtt_deviation_us) = (reach.rtt_us(peer), reach.deviation_us(peer));
+        self.tell(Event::Put(proto::Instance { rtt_us, rtt_deviation_us, ..instance })).await
     }
 
     /// Those instances are there no more.

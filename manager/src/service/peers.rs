@@ -66,10 +66,12 @@ fn describe(reach: &Reach, endpoint: &Endpoint, local: PeerId) -> proto::Peer {
         roles: endpoint.roles.iter().map(Role::to_string).collect(),
         mesh_addresses: endpoint.mesh.iter().map(ToString::to_string).collect(),
         rtt_us,
+        rtt_deviation_us: reach.deviation_us(endpoint.peer),
         version: endpoint.version.clone(),
         local: is_local,
         reachable: is_local || rtt_us.is_some(),
         instances: 0,
         max_instances: 0,
+        link: reach.mesh.link(endpoint.peer).map(|name| name.to_string()).unwrap_or_default(),
     }
 }

@@ -73,6 +73,10 @@ pub struct Config {
     pub max_idle: usize,
 }
 
+/// In the extensions of an answer whose request had to wait for a connection: how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Connected(pub Duration);
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Failed {
@@ -174,12 +178,19 @@ impl<D: Dial> Pool<D> {
         let key = self.shared.dial.key(to);
         let (mut request, sent) = outgoing(request);
         loop {
+            let mut connected = None;
             let connection = match self.shared.take(&key) {
                 Some(connection) => connection,
-                None => match self.shared.wait(&key, to).await {
-                    Ok(connection) => connection,
-                    Err(error) => return Err(Failed::NotSent(returned(request), error)),
-                },
+                None => {
+                    let waiting = Instant::now();
+                    match self.shared.wait(&key, to).await {
+                        Ok(connection) => {
+                            connected = Some(Connected(waiting.elapsed()));
+                            connection
+                        }
+                        Err(error) => return Err(Failed::NotSent(returned(request), error)),
+                    }
+                }
             };
             let fresh = connection.fresh;
             let lease = Lease::new(self.shared.clone(), key.clone(), connection);
@@ -188,6 +199,9 @@ impl<D: Dial> Pool<D> {
                 Ok(mut answer) => {
                     if !fresh {
                         answer.extensions_mut().insert(HeadAfter(began.elapsed()));
+                    }
+                    if let Some(connected) = connected {
+                        answer.extensions_mut().insert(connected);
                     }
                     return Ok(answer);
                 }

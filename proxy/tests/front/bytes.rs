@@ -131,3 +131,31 @@ async fn requests_on_one_connection_are_routed_each_on_its_own() {
     client.read_to("\r\n\r\ntwo").await;
     assert!(client.head().await.contains("location: /one/"));
 }
+
+#[tokio::test]
+async fn who_answered_and_where_the_time_went_is_told_to_whoever_asks_and_to_nobody_else() {
+    let world = World::start().await;
+    let app = world.service("svc").await;
+    let request = |debug: &str| format!("GET /svc/x HTTP/1.1\r\nHost: localhost\r\n{debug}\r\n");
+    let served = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nlca-debug-peer: me\r\n\r\nok";
+    let asking = request("LCA-Debug: 1\r\n");
+    let (answer, seen) = tokio::join!(world.ask(&asking), app.serve(served));
+    assert!(!seen.to_lowercase().contains("lca-debug"), "{seen}");
+    let told = lines(&answer);
+    assert_eq!(told["lca-debug-attempts"], "1");
+    assert_eq!(told["lca-debug-instance"].len(), 32);
+    assert!(told["lca-debug-peer"].parse::<lca::PeerId>().is_ok(), "{answer}");
+    let timing = &told["server-timing"];
+    for step in ["pick;dur=", "connect;dur=", "ttfb;dur=", "app;dur="] {
+        assert!(timing.contains(step), "no {step} in {answer}");
+    }
+    for debug in ["", "LCA-Debug: 0\r\n"] {
+        let plain = request(debug);
+        let (answer, _) = tokio::join!(world.ask(&plain), app.serve(served));
+        assert!(!answer.contains("lca-debug") && !answer.contains("pick;dur"), "{answer}");
+    }
+    let odd = world.ask(request("LCA-Debug: yes\r\n")).await;
+    assert!(odd.starts_with("HTTP/1.1 400"), "{odd}");
+    let gone = "GET /nobody/x HTTP/1.1\r\nHost: localhost\r\nLCA-Debug: 1\r\n\r\n";
+    assert!(world.ask(gone).await.contains("lca-debug-attempts: 0"));
+}
