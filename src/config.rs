@@ -22,6 +22,8 @@ use serde::Serialize;
 pub use bootstrap::{Bootstrap, Host};
 pub use json::{Invalid, Problem};
 
+use json::MAX_PROBLEMS;
+
 use crate::{Error, Kind, Requirements, Result};
 
 /// The environment variable with bootstraps, separated by spaces or commas.

@@ -13,6 +13,7 @@ mod failover;
 mod fleet;
 mod idle;
 mod machine;
+mod mobility;
 mod stampede;
 mod stats;
 mod storm;
@@ -33,6 +34,8 @@ enum Args {
     Failover(failover::Args),
     /// A thousand first requests at once through ten proxies: how many instances that starts
     Stampede(stampede::Args),
+    /// Buses that come and go: a client that moves, beside one that stays
+    Mobility(mobility::Args),
     /// The program that cold-start measures with
     #[command(hide = true, name = "demo-hello-world-server")]
     Demo {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             idle::isolate();
             runtime().block_on(idle::run(args))
         }
+        Args::Mobility(args) => runtime().block_on(mobility::run(args)),
         Args::Storm(args) => runtime().block_on(storm::run(args)),
         Args::Failover(args) => runtime().block_on(failover::run(args)),
         Args::Stampede(args) => runtime().block_on(stampede::run(args)),

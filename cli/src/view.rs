@@ -306,11 +306,11 @@ pub(crate) fn micros(micros: Option<u64>) -> String {
     micros.map(|micros| show_duration(Duration::from_micros(micros))).unwrap_or_default()
 }
 
-/// A round trip of microseconds and how far it strays, both in the unit of the first, or
+/// A round trip of microseconds and how far it strays, both in the unit of the larger, or
 /// unknown: `15.2 ± 0.4 ms`.
 pub(crate) fn distance(rtt: Option<u64>, deviation: Option<u64>) -> String {
     match (rtt, deviation) {
-        (Some(rtt @ 0..1_000), Some(by)) => format!("{rtt} ± {by} us"),
+        (Some(rtt @ 0..1_000), Some(by @ 0..1_000)) => format!("{rtt} ± {by} us"),
         (Some(rtt), Some(by)) => format!("{:.1} ± {:.1} ms", rtt as f64 / 1e3, by as f64 / 1e3),
         (rtt, _) => micros(rtt),
     }

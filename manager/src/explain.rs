@@ -11,7 +11,7 @@ use std::{
 };
 
 use lca::{
-    Error, Kind, PeerId, Requirements, Result, ServiceHash, ServiceName,
+    Error, InstanceId, Kind, PeerId, Requirements, Result, ServiceHash, ServiceName,
     api::proto::{self, considered_instance::Verdict as Told},
     specs::Cached,
 };
@@ -21,6 +21,7 @@ use crate::{
     cache::Known,
     find::{Event, Search, Seen},
     manager::Inner,
+    moving::Move,
     policy::{self, Candidate, Verdict},
     relay::instances::{All, everywhere},
 };
@@ -66,7 +67,9 @@ pub(crate) async fn explain(inner: &Inner, name: &ServiceName) -> Result<proto::
     );
     let All { instances, unreachable, answered } = listed.unwrap_or_default();
     let mut all = merge(inner, &spec, &known, instances, &answered, &found);
-    let chosen = choose(&all, &limits);
+    let home = inner.moving.home(spec.hash, &limits);
+    let moves = moves(inner.moving.moves(name), &all, Instant::now());
+    let chosen = at_home(&all, home, &limits).or_else(|| choose(&all, &limits));
     let outlook = words::outlook(&spec, &limits, chosen.map(|at| &all[at]), &allocators);
     if let Some(at) = chosen {
         all[at].told = Told::Chosen;
@@ -89,7 +92,7 @@ pub(crate) async fn explain(inner: &Inner, name: &ServiceName) -> Result<proto::
         instances,
         allocators: allocators.into_iter().map(|one| one.told).collect(),
         outlook: Some(outlook),
-        moves: Vec::new(),
+        moves,
         unreachable_peers: unreachable.iter().map(ToString::to_string).collect(),
     })
 }
@@ -175,6 +178,35 @@ fn merge(
     all
 }
 
+/// Where requests go already, if they may go on to.
+fn at_home(all: &[One], home: Option<InstanceId>, limits: &Requirements) -> Option<usize> {
+    let is_home = |one: &One| {
+        let candidate = one.candidate.filter(|candidate| Some(candidate.instance) == home);
+        one.known && candidate.is_some_and(|it| policy::judge(&it, limits, &[]) == Verdict::Usable)
+    };
+    all.iter().position(is_home)
+}
+
+/// The moves, the latest first, with the peers of the instances that are still known.
+fn moves(moves: Vec<Move>, all: &[One], now: Instant) -> Vec<proto::Move> {
+    let peer = |instance: &str| {
+        let found = all.iter().find(|one| one.instance.id == instance);
+        found.map(|one| one.instance.peer.clone()).unwrap_or_default()
+    };
+    let told = |one: Move| {
+        let (from_instance, to_instance) = (one.from.to_string(), one.to.to_string());
+        proto::Move {
+            age_ms: u64::try_from(now.duration_since(one.at).as_millis()).unwrap_or(u64::MAX),
+            from_peer: peer(&from_instance),
+            to_peer: peer(&to_instance),
+            from_instance,
+            to_instance,
+            reason: words::move_reason(one.reason).to_owned(),
+        }
+    };
+    moves.into_iter().rev().map(told).collect()
+}
+
 /// What a request would take: the best of what is known, else of what would be found.
 fn choose(all: &[One], limits: &Requirements) -> Option<usize> {
     let best = |known: bool| {
@@ -197,11 +229,15 @@ fn consider(one: One, limits: &Requirements, spec: &Cached) -> proto::Considered
         },
         (told, _) => told,
     };
+    let known = one.candidate.filter(|_| one.known);
+    let level = known.map(|candidate| words::level(candidate.level));
+    let ejected = known.and_then(|candidate| candidate.ejected_for);
     proto::ConsideredInstance {
         reason: words::instance_reason(verdict, &one, limits, spec),
         instance: Some(one.instance),
         verdict: verdict.into(),
         known: one.known,
-        ..Default::default()
+        level: level.unwrap_or_default().to_owned(),
+        ejected_ms: ejected.map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     }
 }

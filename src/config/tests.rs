@@ -4,10 +4,7 @@ use std::{fs, io::Write as _};
 
 use proptest::prelude::*;
 
-use super::{
-    json::{MAX_FILE, MAX_PROBLEMS},
-    *,
-};
+use super::{json::MAX_FILE, *};
 use crate::PeerId;
 
 const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";

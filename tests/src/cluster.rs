@@ -73,6 +73,12 @@ impl Builder {
         Self { requirements, ..self }
     }
 
+    /// Nodes announce, renew and probe as often as this says.
+    #[must_use]
+    pub fn timing(self, timing: Timing) -> Self {
+        Self { timing, ..self }
+    }
+
     /// Every node serves its metrics.
     #[must_use]
     pub fn metrics(self) -> Self {
@@ -361,6 +367,11 @@ impl Cluster {
     /// Sets what lies between two nodes, for all their connections.
     pub fn link(&self, a: PeerId, b: PeerId, profile: Profile) {
         self.links.set(a, b, profile);
+    }
+
+    /// What lies between all nodes.
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// Takes away whatever was set between two nodes.

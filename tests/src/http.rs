@@ -44,6 +44,15 @@ pub async fn get(address: SocketAddr, target: &str) -> anyhow::Result<Answer> {
     send(address, Method::GET, target, Bytes::new()).await
 }
 
+/// As [`get`], asking who answered and where the time went (`LCA-Debug: 1`).
+///
+/// # Errors
+/// If no complete answer comes.
+pub async fn get_debug(address: SocketAddr, target: &str) -> anyhow::Result<Answer> {
+    let request = request(address, Method::GET, target).header("lca-debug", "1");
+    whole(open_request(address, request.body(Full::default())?)).await
+}
+
 /// Sends a request with a body and waits for the whole answer.
 ///
 /// # Errors
@@ -54,8 +63,15 @@ pub async fn send(
     target: &str,
     body: Bytes,
 ) -> anyhow::Result<Answer> {
+    whole(open(address, method, target, body)).await
+}
+
+/// The whole answer of which `opened` brings the head.
+async fn whole(
+    opened: impl Future<Output = anyhow::Result<http::Response<Incoming>>>,
+) -> anyhow::Result<Answer> {
     let answer = async {
-        let response = open(address, method, target, body).await?;
+        let response = opened.await?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.context("reading the body")?.to_bytes();
         Ok(Answer { status: head.status, headers: head.headers, body })
@@ -76,17 +92,23 @@ pub async fn open(
     target: &str,
     body: Bytes,
 ) -> anyhow::Result<http::Response<Incoming>> {
+    open_request(address, request(address, method, target).body(Full::new(body))?).await
+}
+
+fn request(address: SocketAddr, method: Method, target: &str) -> http::request::Builder {
+    let request = Request::builder().method(method).uri(target);
+    request.header(header::HOST, address.to_string()).header(header::CONNECTION, "close")
+}
+
+async fn open_request(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<http::Response<Incoming>> {
     let stream = TcpStream::connect(address).await.context("connecting")?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(target)
-        .header(header::HOST, address.to_string())
-        .header(header::CONNECTION, "close")
-        .body(Full::new(body))?;
     sender.send_request(request).await.context("waiting for the answer")
 }
 

@@ -9,6 +9,7 @@ pub mod api_docs;
 mod cluster;
 mod eventually;
 pub mod http;
+pub mod mobility;
 mod outside;
 pub mod processes;
 mod service;

@@ -12,6 +12,7 @@ mod limits;
 mod loss;
 mod machines;
 mod metrics;
+mod mobility;
 mod moving;
 mod network;
 mod registry;

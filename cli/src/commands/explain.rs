@@ -197,6 +197,7 @@ fn moves(all: &[Move]) -> Table {
     let mut table = Table::new(["MOVED", "FROM", "TO", "WHY"]);
     let place = |instance: &str, peer: &str| match instance {
         "" => String::new(),
+        instance if peer.is_empty() => short_id(instance),
         instance => format!("{} on {}", short_id(instance), short_peer(peer)),
     };
     for one in all {

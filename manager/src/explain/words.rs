@@ -12,7 +12,7 @@ use lca::{
 };
 
 use super::{One, allocators::Considered};
-use crate::cache::Level;
+use crate::{cache::Level, moving::Reason};
 
 /// An instance of which only this is known.
 pub(super) fn instance(
@@ -98,6 +98,27 @@ pub(super) fn instance_reason(
             one.instance.revision, spec.spec.revision
         ),
         Told::Unspecified => String::new(),
+    }
+}
+
+/// A level as the API tells it.
+pub(super) fn level(level: Level) -> &'static str {
+    match level {
+        Level::Good => "good",
+        Level::Performant => "performant",
+        Level::Poor => "poor",
+    }
+}
+
+/// Why requests turned to another instance.
+pub(super) fn move_reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Soft => "the old one was above the soft limit for too long, the new one is within",
+        Reason::Hard => "the old one was beyond the hard limit",
+        Reason::Gone => "the old one was gone",
+        Reason::Silent => "the peer of the old one did not answer",
+        Reason::Failing => "the old one kept failing",
+        Reason::Better => "the new one is clearly nearer or less busy",
     }
 }
 

@@ -58,7 +58,7 @@ async fn each_instance_has_its_verdict_and_a_request_does_what_was_told() {
         (old, Verdict::OtherVersion),
     ];
     assert_eq!(verdicts(&told), expected.map(|(id, verdict)| (id.to_string(), verdict)));
-    assert!(told.instances[2].reason.contains("beyond the hard limit of 20ms"), "{told:?}");
+    assert!(told.instances[2].reason.contains("beyond the hard limit of 20.0 ms"), "{told:?}");
     let outlook = told.outlook.unwrap();
     assert_eq!((outlook.action(), outlook.instance), (Action::Use, ids[0].to_string()));
     assert!(told.instances.iter().all(|one| !one.known), "nobody has asked before");
@@ -110,7 +110,7 @@ async fn what_would_be_allocated_where_is_what_is_then_allocated() {
     let expected = [(full.id(), 1, false, 2), (near.id(), 2, true, 10), (far.id(), 0, true, 100)];
     assert_eq!(order, expected.map(|(id, rank, room, end)| (id.to_string(), rank, room, end)));
     assert!(told.allocators[0].reason.contains("all 8 places are taken"), "{told:?}");
-    assert!(told.allocators[2].reason.contains("beyond the hard limit of 50ms"), "{told:?}");
+    assert!(told.allocators[2].reason.contains("beyond the hard limit of 50.0 ms"), "{told:?}");
     let outlook = told.outlook.unwrap();
     assert_eq!((outlook.action(), outlook.peer), (Action::Allocate, near.id().to_string()));
     let asked = [&near, &full, &far].map(|allocator| allocator.asked().len());
@@ -141,7 +141,7 @@ async fn a_refusal_is_told_with_its_reason() {
     assert!(refusal(HELLO).await.contains("no allocator is known"));
     let far = world.allocator();
     world.distance(&client, &far, 30);
-    assert!(refusal(HELLO).await.contains("within the hard limit of 20ms"));
+    assert!(refusal(HELLO).await.contains("within the hard limit of 20.0 ms"));
     world.distance(&client, &far, 3);
     for _ in 0..8 {
         far.runs_quietly(&spec("other"), InstanceId::random());
