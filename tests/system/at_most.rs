@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lca::api::proto::{
-    AllocateServiceRequest, InstanceState, ReleaseRequest, allocate_progress::Progress,
-    allocate_request::Mode, allocator_client::AllocatorClient, manager_client::ManagerClient,
+    AllocateServiceRequest, InstanceState, ListPeersRequest, ReleaseRequest,
+    allocate_progress::Progress, allocate_request::Mode, allocator_client::AllocatorClient,
+    manager_client::ManagerClient,
 };
 use lca_node::link::Profile;
 use lca_tests::{Cluster, Service, eventually_within, http};
@@ -39,6 +40,22 @@ fn slow(name: &str, max_instances: u32) -> Service {
 async fn a_stampede_in_two_places_starts_one_where_one_is_the_limit() -> anyhow::Result<()> {
     let cluster = two_places().await?;
     cluster.add(&slow("single", 1)).await?;
+    // The holders of a claim are the first of all that a manager knows.
+    for n in 0..6 {
+        let api = cluster.proxy_api(n).await?;
+        eventually_within(
+            Duration::from_secs(30),
+            "a manager to know all allocators",
+            async || {
+                let peers = ManagerClient::new(api.clone()).list_peers(ListPeersRequest {}).await;
+                let peers = peers.map_err(|status| status.to_string())?.into_inner().peers;
+                let allocators =
+                    peers.iter().filter(|one| one.roles.iter().any(|r| r == "allocator"));
+                if allocators.count() == 4 { Ok(()) } else { Err(format!("{peers:?}")) }
+            },
+        )
+        .await;
+    }
     let mut asking = JoinSet::new();
     for n in 0..60 {
         let front = cluster.front(n % 6);

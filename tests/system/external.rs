@@ -202,14 +202,23 @@ async fn its_limit_is_kept_and_what_is_open_ends_when_its_proxy_stops() -> anyho
     answers(&cluster, 0, "/printer/hello", 200).await;
 
     let front = cluster.front(0);
-    let open = tokio::spawn(async move { client::get(front, "/printer/slow?ms=900").await });
-    eventually("the request to be open", async || {
-        let all = listed(&cluster).await;
-        let open = all.iter().any(|one| one.load.is_some_and(|load| load.in_flight == 1));
-        if open { Ok(()) } else { Err(all) }
-    })
-    .await;
+    let one_open = async || {
+        eventually("a request to be open", async || {
+            let all = listed(&cluster).await;
+            let open = all.iter().any(|one| one.load.is_some_and(|load| load.in_flight == 1));
+            if open { Ok(()) } else { Err(all) }
+        })
+        .await;
+    };
+    // For longer than the next one waits for its place.
+    let open = tokio::spawn(async move { client::get(front, "/printer/slow?ms=4000").await });
+    one_open().await;
     assert_eq!(cluster.get("/printer/hello").await?.status, 503, "one at a time");
+    assert_eq!(open.await??.status, 200);
+
+    // For less than what is open is given when its proxy stops.
+    let open = tokio::spawn(async move { client::get(front, "/printer/slow?ms=900").await });
+    one_open().await;
     cluster.stop_proxy(n).await;
     let answer = open.await??;
     assert_eq!(answer.status, 200, "{}", answer.text());
