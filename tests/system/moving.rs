@@ -16,8 +16,8 @@ use lca_tests::{Cluster, Service, eventually, http as client};
 
 /// Far above what loopback takes on a busy machine,
 const SOFT_MS: u32 = 250;
-/// and far above that.
-const FAR: Duration = Duration::from_millis(600);
+/// and above that, with room below the second after which a probe is lost.
+const FAR: Duration = Duration::from_millis(400);
 /// Programs that send one request after the other.
 const CLIENTS: usize = 3;
 

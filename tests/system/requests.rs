@@ -8,7 +8,7 @@ use http::Method;
 use http_body_util::BodyExt as _;
 use lca::api::proto::InstanceState;
 use lca_tests::{Cluster, Service, eventually, http as client};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 fn live(instances: &[lca::api::proto::Instance]) -> usize {
     let ended = [InstanceState::Stopped, InstanceState::Failed];
@@ -81,16 +81,15 @@ async fn an_answer_is_streamed_and_never_buffered_whole() -> anyhow::Result<()> 
     cluster.add(&Service::demo("stream")).await?;
     assert_eq!(cluster.get("/stream/hello").await?.status, 200);
 
-    // Ten chunks, 200 ms apart: the first is here long before the last is written.
-    let begin = Instant::now();
-    let target = "/stream/stream?chunks=10&ms=200";
+    // Ten chunks, 400 ms apart: the first is here long before the last is written.
+    let target = "/stream/stream?chunks=10&ms=400";
     let mut answer = client::open(cluster.front(0), Method::GET, target, Bytes::new()).await?;
-    let first = timeout(Duration::from_secs(5), answer.body_mut().frame()).await?;
-    assert!(first.is_some());
-    assert!(begin.elapsed() < Duration::from_secs(1), "the first chunk took {:?}", begin.elapsed());
+    assert!(answer.body_mut().frame().await.is_some());
+    let first = Instant::now();
     let rest = answer.into_body().collect().await?.to_bytes();
     assert!(!rest.is_empty());
-    assert!(begin.elapsed() >= Duration::from_millis(1500), "all chunks were there too early");
+    // Had it been kept until it was whole, the rest would have come at once.
+    assert!(first.elapsed() > Duration::from_secs(1), "the rest took {:?}", first.elapsed());
     cluster.drain().await;
     Ok(())
 }

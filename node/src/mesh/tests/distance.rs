@@ -36,7 +36,7 @@ async fn the_round_trip_follows_the_link() {
 async fn connecting_does_not_count() {
     let links = Links::default();
     let (a, b) = two(&links).await;
-    let far = RTT * 4;
+    let far = RTT * 10;
     links.set(a.id(), b.id(), Profile::rtt(far));
     let rtt = a.client.measure(&b.endpoint).await.unwrap();
     assert!(rtt >= far && rtt < far * 2, "{rtt:?}: TCP and TLS alone are three round trips");
@@ -56,7 +56,7 @@ async fn a_cut_is_silence_within_three_probes_and_heals() {
     let silent = async || a.client.rtt(b.id()).is_none().then_some(());
     eventually("silence", silent).await;
     // Three deadlines and a turn are 1.6 s; the rest is for a busy machine.
-    assert!(cut.elapsed() < Duration::from_secs(5), "{:?}", cut.elapsed());
+    assert!(cut.elapsed() < Duration::from_secs(15), "{:?}", cut.elapsed());
     // The channel was open, and is not waited on any more.
     assert_eq!(a.client.grpc(&b.endpoint).await.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(a.client.measure(&b.endpoint).await.unwrap_err().kind(), Kind::Unavailable);
@@ -224,14 +224,14 @@ async fn who_is_not_used_is_probed_seldom_and_at_once_when_it_is() {
 #[tokio::test]
 async fn the_silence_of_who_is_not_used_is_known_soon_after_one_lost_probe() {
     let links = Links::default();
-    let idly = Duration::from_secs(2);
+    let idly = Duration::from_secs(6);
     let (a, b) = two_idle(&links, idly).await;
     answered(&a, 3).await;
     links.set(a.id(), b.id(), Profile::CUT);
     let cut = Instant::now();
     let silent = async || a.client.is_silent(b.id()).then_some(());
     eventually("silence", silent).await;
-    // One turn and three deadlines are 3.5 s; three turns would be 6 s and more.
+    // One turn and three deadlines are 7.5 s; three turns would be 18 s and more.
     let took = cut.elapsed();
     assert!(took < idly * 5 / 2, "{took:?}");
 }
