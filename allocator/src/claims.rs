@@ -5,7 +5,7 @@
 //!            claim                       bind
 //!  nobody ───────────► claim of a caller ───────► instance ───► gone
 //!            ▲               │                        (a peer says that it has ended,
-//!            └───────────────┘                         or does not answer)
+//!            └───────────────┘                         or is known to be dead)
 //!        given back, or its time is over
 //! ```
 //!
@@ -47,6 +47,9 @@ pub const SURVEYED: Duration = Duration::from_secs(10);
 /// How long it is believed that an instance is there, before somebody is refused because
 /// of it: as long as losing one peer's probe may take.
 pub const SEEN: Duration = Duration::from_secs(1);
+/// How long a peer that answers nobody in time counts as slow before what it ran is given up:
+/// probes find within seconds that one is dead; this is for one that nobody can probe.
+pub const SLOW: Duration = Duration::from_secs(60);
 /// When there may be room for another claim.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -84,8 +87,19 @@ pub struct Survey {
     pub begun: Instant,
     /// Whether all known allocators were asked.
     pub everywhere: bool,
-    /// What each runs; `None`: it does not answer.
-    pub said: HashMap<PeerId, Option<Vec<Running>>>,
+    /// What became of asking each.
+    pub said: HashMap<PeerId, Said>,
+}
+
+/// What a peer said that was asked for its instances of a service.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// It runs these.
+    Runs(Vec<Running>),
+    /// Nothing in time, and nothing says that it is dead: what it ran is there.
+    Slow,
+    /// It is known to be silent, or nobody listens there: what it ran is lost.
+    Gone,
 }
 
 /// An instance that is starting or takes requests.
@@ -117,6 +131,8 @@ struct Counted {
     peer: PeerId,
     /// When it was last known to be there.
     seen: Instant,
+    /// Since when its peer answers no look in time.
+    slow_since: Option<Instant>,
 }
 
 impl Default for Claims {
@@ -162,10 +178,18 @@ impl Claims {
         if !old.is_empty() {
             return Ok(Answer::LookAt(old.into_iter().collect()));
         }
-        Ok(Answer::Taken {
-            instances: held.instances.iter().map(|(id, counted)| (*id, counted.peer)).collect(),
-            claims: u32::try_from(held.claims.len()).unwrap_or(u32::MAX),
-        })
+        Ok(held.taken())
+    }
+
+    /// What is said to one who cannot wait until all that has to be looked at has been: no.
+    /// At least one claim is said to stand in the way, so that it comes again.
+    pub fn undecided(&mut self, service: ServiceHash) -> Answer {
+        match self.services.get_or_insert_mut(service, Service::default).taken() {
+            Answer::Taken { instances, claims } => {
+                Answer::Taken { instances, claims: claims.max(1) }
+            }
+            answer => answer,
+        }
     }
 
     /// The claim is no longer wanted: nothing was started with it.
@@ -190,16 +214,30 @@ impl Claims {
     }
 
     /// What peers said. An instance of a claim that is held counts as that claim; one that
-    /// was bound after the survey began is not undone by it.
+    /// was bound after the survey began is not undone by it. What a slow peer ran is taken
+    /// to be there, for [`SLOW`] at most.
     pub fn surveyed(&mut self, service: ServiceHash, survey: &Survey) {
         let held = self.services.get_or_insert_mut(service, Service::default);
         held.instances.retain(|id, counted| {
-            let Some(said) = survey.said.get(&counted.peer) else { return true };
-            let there = said.iter().flatten().any(|running| running.instance == *id);
+            let there = match survey.said.get(&counted.peer) {
+                None => return true,
+                Some(Said::Runs(running)) => {
+                    counted.slow_since = None;
+                    running.iter().any(|running| running.instance == *id)
+                }
+                Some(Said::Slow) => {
+                    survey.begun < *counted.slow_since.get_or_insert(survey.begun) + SLOW
+                }
+                Some(Said::Gone) => false,
+            };
+            if there {
+                counted.seen = counted.seen.max(survey.begun);
+            }
             there || counted.seen >= survey.begun
         });
-        for (peer, running) in &survey.said {
-            for Running { instance, claimant } in running.iter().flatten() {
+        for (peer, said) in &survey.said {
+            let Said::Runs(running) = said else { continue };
+            for Running { instance, claimant } in running {
                 if !claimant.as_ref().is_some_and(|claimant| held.claims.contains_key(claimant)) {
                     held.count(*instance, *peer, survey.begun);
                 }
@@ -226,7 +264,14 @@ impl Service {
         if let Some(counted) = self.instances.get_mut(&instance) {
             counted.seen = counted.seen.max(seen);
         } else if self.instances.len() < MAX_COUNTED {
-            self.instances.insert(instance, Counted { peer, seen });
+            self.instances.insert(instance, Counted { peer, seen, slow_since: None });
+        }
+    }
+
+    fn taken(&self) -> Answer {
+        Answer::Taken {
+            instances: self.instances.iter().map(|(id, counted)| (*id, counted.peer)).collect(),
+            claims: u32::try_from(self.claims.len()).unwrap_or(u32::MAX),
         }
     }
 }
@@ -248,11 +293,12 @@ mod tests {
 
     /// All of them were asked, and this is what runs.
     fn survey(begun: Instant, running: &[(u8, InstanceId, Option<u8>)]) -> Survey {
-        let mut said: HashMap<_, _> = (100..105).map(|n| (peer(n), Some(Vec::new()))).collect();
-        for (at, instance, by) in running {
-            let running = Running { instance: *instance, claimant: by.map(claimant) };
-            said.get_mut(&peer(*at)).unwrap().as_mut().unwrap().push(running);
-        }
+        let ran = |n| {
+            let its = running.iter().filter(|(at, ..)| *at == n);
+            let its = its.map(|(_, id, by)| Running { instance: *id, claimant: by.map(claimant) });
+            Said::Runs(its.collect())
+        };
+        let said = (100..105).map(|n| (peer(n), ran(n))).collect();
         Survey { begun, everywhere: true, said }
     }
 
@@ -299,10 +345,45 @@ mod tests {
             everywhere: false,
             said: HashMap::from([(peer(100), said)]),
         };
-        claims.surveyed(SERVICE, &look(Some(vec![Running { instance, claimant: None }])));
+        claims.surveyed(SERVICE, &look(Said::Runs(vec![Running { instance, claimant: None }])));
         assert_eq!(claim(&mut claims, 2, 1, later), taken(&[(instance, 100)], 0));
-        claims.surveyed(SERVICE, &Survey { begun: later + SEEN, ..look(None) });
+        claims.surveyed(SERVICE, &Survey { begun: later + SEEN, ..look(Said::Gone) });
         assert_eq!(claim(&mut claims, 2, 1, later + SEEN), Answer::Granted);
+    }
+
+    #[test]
+    fn what_a_slow_peer_ran_stays_counted_until_it_is_known_to_be_gone() {
+        let now = Instant::now();
+        let looked_at = |begun, said| Survey {
+            begun,
+            everywhere: true,
+            said: HashMap::from([(peer(100), said)]),
+        };
+        let bound = |instance| {
+            let mut claims = looked(now);
+            assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
+            claims.bind(SERVICE, &claimant(1), instance, peer(100), now);
+            claims
+        };
+        let instance = InstanceId::random();
+        let mut claims = bound(instance);
+        let later = now + SURVEYED;
+        claims.surveyed(SERVICE, &looked_at(later, Said::Slow));
+        assert_eq!(claim(&mut claims, 2, 1, later), taken(&[(instance, 100)], 0));
+        assert_eq!(claims.undecided(SERVICE), taken(&[(instance, 100)], 1), "come again");
+        claims.surveyed(SERVICE, &looked_at(later + SEEN, Said::Gone));
+        assert_eq!(claim(&mut claims, 2, 1, later + SEEN), Answer::Granted);
+
+        // Slow for ever is not slow; an answer in between is.
+        let mut claims = bound(instance);
+        claims.surveyed(SERVICE, &looked_at(later, Said::Slow));
+        let running = vec![Running { instance, claimant: None }];
+        claims.surveyed(SERVICE, &looked_at(later + SLOW / 2, Said::Runs(running)));
+        claims.surveyed(SERVICE, &looked_at(later + SLOW, Said::Slow));
+        let last = later + SLOW;
+        assert_eq!(claim(&mut claims, 2, 1, last), taken(&[(instance, 100)], 0));
+        claims.surveyed(SERVICE, &looked_at(last + SLOW, Said::Slow));
+        assert_eq!(claim(&mut claims, 2, 1, last + SLOW), Answer::Granted);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! when it dies the next is the first. On both sides of a cut network somebody is.
 //!
 //! Invariant: an instance that is kept does not idle out, and only the first keeps any.
+//! Leave to start one is bound to it or given back, by every holder that has granted it.
 
 use std::{
     cmp::Reverse,
@@ -16,17 +17,17 @@ use std::{
 };
 
 use lca::{
-    Digest, PeerId, RequestId, Result, ServiceHash,
+    Digest, Error, InstanceId, Kind, PeerId, RequestId, Result, ServiceHash,
     api::{
         self, Caller,
         proto::{self, allocator_client::AllocatorClient},
     },
     endpoint::{Endpoint, Role},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
-    claims::{Answer, Claimant, MAX_TTL},
+    claims::{Answer, Claimant},
     outside::Known,
     requests::{Mode, Wanted},
     supervisor::Supervisor,
@@ -44,6 +45,16 @@ const HOLD: Duration = Duration::from_secs(3);
 const WATCHED: usize = 3;
 /// Longest the other holder of claims may take.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How long a grant outlives this node, as with managers: well above what a renewal may be
+/// late.
+const TTL: Duration = Duration::from_secs(10);
+/// How often what is still needed is renewed: two may be lost.
+const RENEW: Duration = Duration::from_secs(3);
+/// What the first start that fails costs, ...
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// ... and what that grows to, doubling: a full machine is asked seldom, and room on it is
+/// noticed soon.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Who keeps which service, as one allocator sees it.
 #[derive(Debug, Default)]
@@ -54,6 +65,8 @@ pub(crate) struct Keeper {
     kept: HashMap<ServiceHash, u32>,
     /// Those it is starting some of.
     starting: HashSet<ServiceHash>,
+    /// Those of which the last start failed: what that cost, and until when none is begun.
+    failed: HashMap<ServiceHash, (Duration, Instant)>,
 }
 
 impl Keeper {
@@ -62,12 +75,29 @@ impl Keeper {
         let firsts = wanted.iter().filter(|(_, _, first)| *first);
         let firsts: HashMap<_, _> = firsts.map(|(service, min, _)| (*service, *min)).collect();
         self.first.retain(|service, _| firsts.contains_key(service));
+        self.failed.retain(|service, _| firsts.contains_key(service));
         for service in firsts.keys() {
             self.first.entry(*service).or_insert(now);
         }
         self.kept = firsts;
         let first = &self.first;
         self.kept.retain(|service, _| first.get(service).is_some_and(|at| now >= *at + HOLD));
+    }
+
+    /// Whether a start may begin now, which then is to be followed by [`ended`](Self::ended).
+    fn begin(&mut self, service: ServiceHash, now: Instant) -> bool {
+        let waits = self.failed.get(&service).is_some_and(|(_, until)| now < *until);
+        !waits && self.starting.insert(service)
+    }
+
+    /// A start that was begun is over.
+    fn ended(&mut self, service: ServiceHash, failed: bool, now: Instant) {
+        self.starting.remove(&service);
+        let before = self.failed.remove(&service);
+        if failed {
+            let wait = before.map_or(FIRST_WAIT, |(wait, _)| (wait * 2).min(LONGEST_WAIT));
+            self.failed.insert(service, (wait, now + wait));
+        }
     }
 
     /// How many instances of `service` are kept here.
@@ -125,18 +155,156 @@ fn look(supervisor: &Arc<Supervisor>) {
     books.keeper.look(&wanted, Instant::now());
     for known in specs {
         let enough = books.table.doing(known.hash).len() >= books.keeper.kept(known.hash) as usize;
-        if enough || books.stopping || !books.keeper.starting.insert(known.hash) {
+        if enough || books.stopping || !books.keeper.begin(known.hash, Instant::now()) {
             continue;
         }
-        let supervisor = supervisor.clone();
-        supervisor.spawner.clone().spawn_short(async move {
-            if let Err(error) = supervisor.start_kept(&known).await {
-                let service = &known.spec.name;
-                tracing::debug!(%service, error = error.chain(), "none to be kept was started");
+        let mut start = Start { supervisor: supervisor.clone(), service: known.hash, failed: true };
+        supervisor.spawner.spawn_short(async move {
+            match start.supervisor.start_kept(&known).await {
+                Ok(()) => start.succeeded(),
+                Err(error) => {
+                    let service = &known.spec.name;
+                    tracing::debug!(%service, error = error.chain(), "none to be kept was started");
+                }
             }
-            supervisor.lock().keeper.starting.remove(&known.hash);
         });
     }
+}
+
+/// One start that was begun. Dropping it ends it, also where it panics or is killed.
+struct Start {
+    supervisor: Arc<Supervisor>,
+    service: ServiceHash,
+    failed: bool,
+}
+
+impl Start {
+    fn succeeded(&mut self) {
+        self.failed = false;
+    }
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        self.supervisor.lock().keeper.ended(self.service, self.failed, Instant::now());
+    }
+}
+
+/// Leave to start one, of the holders that have granted it. Dropping it gives it back.
+struct Leave {
+    supervisor: Arc<Supervisor>,
+    service: ServiceHash,
+    claimant: Claimant,
+    limit: u32,
+    /// The holder beside this one, from before it is asked: it may grant what nobody hears.
+    second: Option<Arc<Endpoint>>,
+    bound: bool,
+}
+
+impl Leave {
+    /// It has become this instance, here.
+    fn became(mut self, instance: InstanceId) {
+        let own = self.supervisor.discovery.local();
+        self.bound = true;
+        self.supervisor.holder.lock().bind(
+            self.service,
+            &self.claimant,
+            instance,
+            own,
+            Instant::now(),
+        );
+        let (instance, peer) = (instance.to_string(), own.to_string());
+        self.tell(proto::ClaimRequest { instance, peer, ..self.request() });
+    }
+
+    /// Keeps it while `starting` goes on.
+    async fn held<T>(&self, starting: impl Future<Output = T>) -> T {
+        let renewing = async {
+            loop {
+                sleep(RENEW).await;
+                let Self { supervisor, service, claimant, limit, .. } = self;
+                // Without it, what starts here is found by whoever looks.
+                let _renewed =
+                    supervisor.holder.lock().claim(*service, claimant, *limit, TTL, Instant::now());
+                if let Some(second) = &self.second {
+                    let _its_time_runs_out = ask(supervisor, second, self.claim()).await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            end = starting => end,
+            () = renewing => unreachable!("renewed until the start is over"),
+        }
+    }
+
+    /// Whether the next holder that answers grants it, too.
+    async fn second_grants(&mut self) -> bool {
+        let known = self.supervisor.discovery.known();
+        let known = known.into_iter().filter(|endpoint| endpoint.has(Role::Allocator));
+        let known: HashMap<_, _> = known.map(|endpoint| (endpoint.peer, endpoint)).collect();
+        for peer in in_order(self.service, known.keys().copied()).into_iter().take(WATCHED) {
+            let silent = self.supervisor.holder.mesh().is_silent(peer);
+            let Some(endpoint) = known.get(&peer).filter(|_| !silent) else { continue };
+            self.second = Some(endpoint.clone());
+            match ask(&self.supervisor, endpoint, self.claim()).await {
+                Ok(answer) if answer.granted => return true,
+                Ok(_) => {
+                    self.second = None;
+                    return false;
+                }
+                Err(_) => self.tell(self.request()),
+            }
+        }
+        true // nobody else can be reached
+    }
+
+    fn claim(&self) -> proto::ClaimRequest {
+        proto::ClaimRequest { limit: self.limit, ttl_ms: TTL.as_millis() as u32, ..self.request() }
+    }
+
+    /// As it is, it gives back.
+    fn request(&self) -> proto::ClaimRequest {
+        proto::ClaimRequest {
+            service_hash: self.service.to_string(),
+            request_id: self.claimant.request.to_string(),
+            ..Default::default()
+        }
+    }
+
+    /// Tells the second holder, behind whoever has asked, that it is over. What it does not
+    /// hear, it notices.
+    fn tell(&mut self, request: proto::ClaimRequest) {
+        let Some(second) = self.second.take() else { return };
+        let supervisor = self.supervisor.clone();
+        self.supervisor.spawner.spawn_short(async move {
+            if ask(&supervisor, &second, request.clone()).await.is_err() {
+                let _its_time_runs_out = ask(&supervisor, &second, request).await;
+            }
+        });
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if !self.bound {
+            self.supervisor.holder.lock().give_back(self.service, &self.claimant);
+            self.tell(self.request());
+        }
+    }
+}
+
+async fn ask(
+    supervisor: &Supervisor,
+    holder: &Endpoint,
+    request: proto::ClaimRequest,
+) -> Result<proto::ClaimResponse> {
+    let asking = async {
+        let mut client = AllocatorClient::new(supervisor.holder.mesh().grpc(holder).await?);
+        api::call("the holder", ANSWER, request, |request| client.claim(request)).await
+    };
+    let silent = |_| Error::new(Kind::Timeout, "the holder did not answer in time");
+    timeout(ANSWER, asking).await.map_err(silent)?
 }
 
 impl Supervisor {
@@ -169,60 +337,37 @@ impl Supervisor {
         let own = self.discovery.local();
         let request = RequestId::random();
         let claimant = Claimant { peer: Some(own), request: request.clone() };
+        let mut leave = None;
         if let Some(max) = spec.max_instances {
             // The first in the order is the first holder, too.
-            let answer = self.granted(*hash, &claimant, max.get(), MAX_TTL).await?;
+            let answer = self.granted(*hash, &claimant, max.get(), TTL).await?;
             if answer != Answer::Granted {
                 return Ok(()); // there are enough elsewhere: until one of them ends
             }
-            if !self.second_grants(*hash, &claimant, max.get()).await {
-                self.holder.lock().give_back(*hash, &claimant);
+            let leave = leave.insert(Leave {
+                supervisor: self.clone(),
+                service: *hash,
+                claimant,
+                limit: max.get(),
+                second: None,
+                bound: false,
+            });
+            if !leave.second_grants().await {
                 return Ok(());
             }
         }
         let wanted = Wanted { service: spec.name.clone(), hash: *hash, mode: Mode::New };
-        let started = self.allocate(Caller::Peer(own), wanted, request).await;
-        if spec.max_instances.is_some() {
-            match &started {
-                Ok(started) => {
-                    let (id, now) = (started.entry.id, Instant::now());
-                    self.holder.lock().bind(*hash, &claimant, id, own, now);
-                }
-                Err(_) => self.holder.lock().give_back(*hash, &claimant),
+        let starting = self.allocate(Caller::Peer(own), wanted, request);
+        let id = match leave {
+            Some(leave) => {
+                let id = leave.held(starting).await?.entry.id;
+                leave.became(id);
+                id
             }
-        }
-        let id = started?.entry.id;
+            None => starting.await?.entry.id,
+        };
         tracing::info!(service = %spec.name, instance = %id, "started, and kept");
         Ok(())
-    }
-
-    /// Whether the next holder that answers grants it, too. What it grants runs out by
-    /// itself, when a look there has found the instance.
-    async fn second_grants(&self, service: ServiceHash, claimant: &Claimant, max: u32) -> bool {
-        let known = self.discovery.known();
-        let known = known.into_iter().filter(|endpoint| endpoint.has(Role::Allocator));
-        let known: HashMap<_, _> = known.map(|endpoint| (endpoint.peer, endpoint)).collect();
-        let mesh = self.holder.mesh();
-        for peer in in_order(service, known.keys().copied()).into_iter().take(WATCHED) {
-            let Some(endpoint) = known.get(&peer).filter(|_| !mesh.is_silent(peer)) else {
-                continue;
-            };
-            let request = proto::ClaimRequest {
-                service_hash: service.to_string(),
-                request_id: claimant.request.to_string(),
-                limit: max,
-                ttl_ms: MAX_TTL.as_millis() as u32,
-                ..Default::default()
-            };
-            let asking = async {
-                let mut client = AllocatorClient::new(mesh.grpc(endpoint).await?);
-                api::call("the holder", ANSWER, request, |request| client.claim(request)).await
-            };
-            if let Ok(Ok(answer)) = timeout(ANSWER, asking).await {
-                return answer.granted;
-            }
-        }
-        true // nobody else can be reached
     }
 }
 
@@ -247,6 +392,23 @@ mod tests {
         assert_eq!((keeper.kept(A), keeper.kept(B)), (0, 1), "a nearer one has come");
         keeper.look(&[(A, 3, true)], now + 3 * HOLD);
         assert_eq!((keeper.kept(A), keeper.kept(B)), (0, 0), "B is not to be kept any more");
+    }
+
+    #[test]
+    fn a_start_that_fails_is_followed_by_a_pause_that_grows_and_one_that_does_not_by_none() {
+        let mut now = Instant::now();
+        let mut keeper = Keeper::default();
+        for wait in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
+            assert!(keeper.begin(A, now) && keeper.begin(B, now), "before {wait:?}");
+            assert!(!keeper.begin(A, now), "one at a time");
+            keeper.ended(A, true, now);
+            keeper.ended(B, false, now);
+            assert!(!keeper.begin(A, now + wait - Duration::from_millis(1)));
+            now += wait;
+        }
+        assert!(keeper.begin(A, now));
+        keeper.ended(A, false, now);
+        assert!(keeper.begin(A, now), "it has succeeded");
     }
 
     #[test]

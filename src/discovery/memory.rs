@@ -120,6 +120,20 @@ impl Peer {
         tokio::spawn(api::server().add_routes(routes).serve_with_incoming(incoming));
     }
 
+    /// Lets the other peers connect and answers nothing, until [`serve`](Self::serve).
+    pub fn stall(&self) {
+        let (sender, mut receiver) = mpsc::channel(BACKLOG);
+        if let Some((_, server)) = self.network.lock().peers.get_mut(&self.id) {
+            *server = Some(sender);
+        }
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Some(connection) = receiver.recv().await {
+                open.push(connection);
+            }
+        });
+    }
+
     fn server_of(&self, peer: PeerId) -> Result<mpsc::Sender<Incoming>> {
         let state = self.network.lock();
         let server = state.peers.get(&peer).and_then(|(_, server)| server.clone());

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,17 +21,17 @@ use lca::{
 };
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-use super::{Answer, Claimant, Claims, Running, Survey};
+use super::{Answer, Claimant, Claims, Running, Said, Survey};
 use crate::{
     supervisor::Supervisor,
     table::{Entry, View},
 };
 
-/// Longest a peer may take to say what it runs, connecting included: it is either two
-/// round trips away, or it does not answer, and somebody waits for a start.
+/// Longest a survey may take, finding and connecting included: a peer is either two round
+/// trips away, or it does not answer, and somebody waits for a start.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a survey listens for peers that discovery knows and this node does not: as a
 /// find waits at least for its first answer.
@@ -39,9 +40,11 @@ const FIND: Duration = Duration::from_millis(50);
 const MAX_ASKED: usize = 256;
 /// Surveys at the same time. Those who wait for one find it done by another.
 const SURVEYS: usize = 4;
-/// Looks one claim may cause: everywhere, at what is left, and once more for what changed
-/// meanwhile.
-const LOOKS: usize = 4;
+/// Looks one claim may cause: everywhere, and at what is left.
+const LOOKS: usize = 2;
+/// The last of them begins so long after the claim, at most: with [`LOOK`] it is answered
+/// within 2.5 s, before the 3 s are over after which whoever asks takes a holder for silent.
+const LAST_LOOK: Duration = Duration::from_millis(1500);
 
 /// See the module.
 #[derive(Debug)]
@@ -135,12 +138,13 @@ impl Supervisor {
         ttl: Duration,
     ) -> Result<Answer> {
         let ask = || self.holder.lock().claim(service, claimant, limit, ttl, Instant::now());
+        let last = Instant::now() + LAST_LOOK;
         for _ in 0..LOOKS {
             let answer = ask()?;
             if !matches!(answer, Answer::LookEverywhere | Answer::LookAt(_)) {
                 return Ok(answer);
             }
-            let _place = self.holder.surveys.acquire().await;
+            let Ok(_place) = timeout_at(last, self.holder.surveys.acquire()).await else { break };
             // Whoever had the place may have looked for the same.
             let survey = match ask()? {
                 Answer::LookEverywhere => self.look_everywhere(service).await,
@@ -149,11 +153,15 @@ impl Supervisor {
             };
             self.holder.lock().surveyed(service, &survey);
         }
-        Err(Error::new(Kind::Unavailable, "what runs changes faster than it can be counted"))
+        Ok(match ask()? {
+            Answer::LookEverywhere | Answer::LookAt(_) => self.holder.lock().undecided(service),
+            answer => answer,
+        })
     }
 
     async fn look_everywhere(&self, service: ServiceHash) -> Survey {
         let begun = Instant::now();
+        let by = begun + LOOK;
         let mut known: HashMap<PeerId, Arc<Endpoint>> = HashMap::new();
         let all = self.discovery.known().into_iter();
         for endpoint in all.filter(|endpoint| endpoint.has(Role::Allocator)) {
@@ -169,22 +177,25 @@ impl Supervisor {
         let asked = known
             .values()
             .take(MAX_ASKED)
-            .map(|endpoint| async { (endpoint.peer, self.ask(service, endpoint).await) });
+            .map(|endpoint| async { (endpoint.peer, self.ask(service, endpoint, by).await) });
         let mut said: HashMap<_, _> = join_all(asked).await.into_iter().collect();
-        said.insert(self.discovery.local(), Some(self.own_of(service)));
+        said.insert(self.discovery.local(), Said::Runs(self.own_of(service)));
         Survey { begun, everywhere: true, said }
     }
 
     async fn look_at(&self, service: ServiceHash, peers: &[PeerId]) -> Survey {
         let begun = Instant::now();
-        let asked = peers.iter().map(|peer| async {
+        let by = begun + LOOK;
+        let asked = peers.iter().map(|peer| async move {
             if *peer == self.discovery.local() {
-                return (*peer, Some(self.own_of(service)));
+                return (*peer, Said::Runs(self.own_of(service)));
             }
-            let endpoint = timeout(LOOK, self.discovery.endpoint(*peer)).await;
-            let said = match endpoint {
-                Ok(Ok(endpoint)) => self.ask(service, &endpoint).await,
-                _ => None,
+            if self.holder.mesh.is_silent(*peer) {
+                return (*peer, Said::Gone);
+            }
+            let said = match timeout_at(by, self.discovery.endpoint(*peer)).await {
+                Ok(Ok(endpoint)) => self.ask(service, &endpoint, by).await,
+                Ok(Err(_)) | Err(_) => Said::Slow,
             };
             (*peer, said)
         });
@@ -199,24 +210,53 @@ impl Supervisor {
         own.collect()
     }
 
-    /// What a peer runs, if it answers.
-    async fn ask(&self, service: ServiceHash, at: &Endpoint) -> Option<Vec<Running>> {
+    /// What a peer runs, as far as it says so until `by`. One that is slow is probed from now
+    /// on, so that it becomes known soon if it is dead.
+    async fn ask(&self, service: ServiceHash, at: &Endpoint, by: Instant) -> Said {
         let mesh = &self.holder.mesh;
         if mesh.is_silent(at.peer) {
-            return None;
+            return Said::Gone;
         }
+        let asking = async {
+            match self.listed(service, at).await {
+                // A connection may just have been given up by the other end.
+                Err(error) if error.kind() == Kind::Unavailable && !is_refusal(&error) => {
+                    self.listed(service, at).await
+                }
+                listed => listed,
+            }
+        };
+        match timeout_at(by, asking).await {
+            Ok(Ok(answer)) => {
+                let peer = at.peer.to_string();
+                // A peer speaks for itself alone.
+                let its = answer.instances.iter().filter(|one| one.peer == peer);
+                Said::Runs(its.filter_map(running).collect())
+            }
+            Ok(Err(error)) if is_refusal(&error) => Said::Gone,
+            Ok(Err(_)) | Err(_) => {
+                mesh.watch(at);
+                Said::Slow
+            }
+        }
+    }
+
+    async fn listed(
+        &self,
+        service: ServiceHash,
+        at: &Endpoint,
+    ) -> Result<proto::ListInstancesResponse> {
         let which =
             proto::ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
-        let asking = async {
-            let mut client = InstancesClient::new(mesh.grpc(at).await?);
-            api::call("the allocator", LOOK, which, |which| client.list_instances(which)).await
-        };
-        let answer = timeout(LOOK, asking).await.ok()?.ok()?;
-        let peer = at.peer.to_string();
-        // A peer speaks for itself alone.
-        let its = answer.instances.iter().filter(|one| one.peer == peer);
-        Some(its.filter_map(running).collect())
+        let mut client = InstancesClient::new(self.holder.mesh.grpc(at).await?);
+        api::call("the allocator", LOOK, which, |which| client.list_instances(which)).await
     }
+}
+
+/// Whether nobody listens where the peer was.
+fn is_refusal(error: &Error) -> bool {
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Entry {

@@ -1,6 +1,6 @@
 //! A holder of claims with a real table of instances, its own and those of others.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lca::{
     Kind, PeerId, Result, Spec,
@@ -11,7 +11,7 @@ use lca::{
     discovery::{Discovery as _, memory::Network},
     testing::eventually,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Request, service::Routes};
 
 use super::twins::{PATIENCE, World, config, id};
@@ -123,4 +123,79 @@ async fn a_claim_that_means_nothing_is_refused() {
         let error = claim_as(&world, 1, &spec, change).await.unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
     }
+}
+
+/// Of a service that is kept, where there may be as many as are kept and no more.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_kept_counts_as_one_at_both_holders_and_comes_back_when_it_ends() {
+    let fake = Fake::default();
+    let worlds = World::peers(Arc::new(fake.clone()), config()).await;
+    let kept = |spec: &mut proto::ServiceSpec| (spec.min_instances, spec.max_instances) = (1, 1);
+    let [spec, _] = worlds.each_ref().map(|world| world.add("kept", "/bin/kept", kept));
+    let ready = async || {
+        eventually("one to be kept", async || {
+            for world in &worlds {
+                let listed = world.list(false).await;
+                if let Some(one) = listed.iter().find(|one| one.state() == InstanceState::Ready) {
+                    return Some((world, one.id.clone()));
+                }
+            }
+            None
+        })
+        .await
+    };
+    let (world, first) = ready().await;
+    // The other holder is told behind the start.
+    sleep(Duration::from_secs(1)).await;
+    for holder in &worlds {
+        let refused = claim_as(holder, 9, &spec, |_| {}).await.unwrap();
+        assert_eq!((refused.granted, refused.claims, refused.instances.len()), (false, 0, 1));
+    }
+    world.release(&first).await.unwrap();
+    let ended = Instant::now();
+    assert_ne!(ready().await.1, first);
+    assert!(ended.elapsed() < Duration::from_secs(5), "after {:?}", ended.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_without_room_takes_no_place_from_others() {
+    let mut full = config();
+    full.capacity.instances = 0;
+    let worlds = World::peers(Arc::new(Fake::default()), full).await;
+    let kept = |spec: &mut proto::ServiceSpec| (spec.min_instances, spec.max_instances) = (1, 2);
+    let [spec, _] = worlds.each_ref().map(|world| world.add("kept", "/bin/kept", kept));
+    for _ in 0..60 {
+        sleep(Duration::from_millis(1_050)).await;
+        for holder in &worlds {
+            let two = |claim: &mut proto::ClaimRequest| claim.limit = 2;
+            let answer = claim_as(holder, 9, &spec, two).await.unwrap();
+            assert!(answer.granted, "{answer:?}");
+            claim_as(holder, 9, &spec, |claim| claim.ttl_ms = 0).await.unwrap();
+        }
+    }
+}
+
+/// One whose connections are accepted and whose answers do not come.
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_allocator_runs_counts_until_it_is_silent_and_the_answer_comes_in_time() {
+    let network = Network::default();
+    let (here, there) =
+        World::pair(&network, Arc::new(Fake::default()), Arc::new(Fake::default())).await;
+    let spec = here.add("hello", "/bin/hello", |_| {});
+    let peer = there.own.local().to_string();
+    assert!(claim_as(&here, 1, &spec, |_| {}).await.unwrap().granted);
+    let bound = |claim: &mut proto::ClaimRequest| {
+        (claim.instance, claim.peer) = (lca::InstanceId::random().to_string(), peer.clone());
+    };
+    claim_as(&here, 1, &spec, bound).await.unwrap();
+    there.own.stall();
+    for _ in 0..10 {
+        let asked = Instant::now();
+        let refused = claim_as(&here, 2, &spec, |_| {}).await.unwrap();
+        assert_eq!((refused.granted, refused.instances.len()), (false, 1));
+        assert!(asked.elapsed() < Duration::from_millis(2_600), "took {:?}", asked.elapsed());
+        sleep(Duration::from_secs(2)).await;
+    }
+    network.take_down(there.own.local());
+    assert!(claim_as(&here, 2, &spec, |_| {}).await.unwrap().granted);
 }

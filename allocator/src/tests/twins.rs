@@ -21,7 +21,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tonic::Request;
+use tonic::{Request, service::Routes};
 
 use crate::{
     Allocator, Capacity, Config, Fronts, OpenFront, Parts, Timing,
@@ -218,6 +218,20 @@ impl World {
         let join = || (network.join(&[Role::Allocator]), network.join(&[]));
         let one = Self::on(join(), Arc::default(), one, config()).await;
         (one, Self::on(join(), Arc::default(), two, config()).await)
+    }
+
+    /// Two allocators that answer each other, both like this.
+    pub(super) async fn peers(driver: Arc<dyn Driver>, config: Config) -> [Self; 2] {
+        let network = Network::default();
+        let mut worlds = Vec::new();
+        for _ in 0..2 {
+            let peers = (network.join(&[Role::Allocator]), network.join(&[]));
+            let world = Self::on(peers, Arc::default(), driver.clone(), config.clone()).await;
+            let routes = Routes::new(world.allocator.allocator_server());
+            world.own.serve(routes.add_service(world.allocator.instances_server()));
+            worlds.push(world);
+        }
+        worlds.try_into().ok().unwrap()
     }
 
     /// The next run of this allocator, after a crash or a stop.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lca::{InstanceId, PeerId, ServiceHash};
-use lca_allocator::claims::{Answer, Claimant, Claims, Running, Survey};
+use lca_allocator::claims::{Answer, Claimant, Claims, Running, Said, Survey};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -163,7 +163,7 @@ impl World {
                     instance: *id,
                     claimant: Some(claimant.clone()),
                 });
-                let there = Some(there.collect());
+                let there = Said::Runs(there.collect());
                 self.surveys[survey].survey.said.insert(at, there);
             }
             Event::Surveyed { survey } => {
