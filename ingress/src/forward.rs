@@ -111,6 +111,13 @@ async fn answer(
                 error = error.chain(), "the instance cannot be reached");
             Ok(refused(&ingress, Refusal::Unknown, instance.load()))
         }
+        // It runs, and others are being answered by it.
+        Err(Failed::Busy(_, error)) => {
+            exchange.ended(Ended::Otherwise("busy"));
+            tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
+                error = error.chain(), "no connection to the instance was free in time");
+            Ok(refused(&ingress, Refusal::Overloaded, instance.load()))
+        }
         Err(Failed::Sent(cause, error)) => {
             tracing::debug!(request = id, peer = %from.short(), instance = %instance.local.instance.short(),
                 ?cause, error = error.chain(), "no answer");

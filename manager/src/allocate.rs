@@ -91,7 +91,10 @@ pub(crate) async fn allocate(
         .retry_after(RETRY_AFTER));
     }
     let mut refusals = Refusals::default();
-    for (group, patience) in groups(all, order.first) {
+    let groups = groups(all, order.first);
+    let doubtful = groups[1].0.clone();
+    for (group, patience) in groups {
+        let one = |peer| group.iter().chain(&doubtful).find(|one| one.endpoint.peer == peer);
         let (mut offers, silent) =
             measure(reach, allocators, order.service, &group, patience).await;
         silent.into_iter().for_each(|(peer, error)| refusals.add(peer, error));
@@ -107,27 +110,23 @@ pub(crate) async fn allocate(
         }
         refusals.too_far(&offers, &order.limits);
         for peer in ranked.iter().take(MAX_FOLLOWED) {
-            let one = group.iter().find(|one| one.endpoint.peer == *peer);
-            one.into_iter().for_each(|one| allocators.rooms.need(&one.endpoint));
+            one(*peer).into_iter().for_each(|one| allocators.rooms.need(&one.endpoint));
         }
         let mut since = Instant::now();
-        if order.mode == Mode::Ensure && ranked.len() > 1 {
-            let rivals = policy::rivals(&ranked, &offers, &order.limits);
-            let near = rivals.iter().take(begun::ASKED).filter_map(|peer| {
-                Some(group.iter().find(|one| one.endpoint.peer == *peer)?.endpoint.clone())
-            });
-            if let Some(peer) = begun::begun(reach, order.service, near).await
-                && let Some(at) = ranked.iter().position(|one| *one == peer)
+        if order.mode == Mode::Ensure {
+            let near = begun::whom(reach, &order.limits, &ranked, &offers, &doubtful);
+            let near: Vec<_> =
+                near.into_iter().filter_map(|peer| Some(one(peer)?.endpoint.clone())).collect();
+            let tried = flight.question().avoids();
+            if near.len() > 1
+                && let Some(peer) = begun::begun(reach, order.service, near, tried).await
             {
-                ranked[..=at].rotate_right(1);
+                ranked.retain(|one| *one != peer);
+                ranked.insert(0, peer);
             }
         }
         for peer in ranked {
-            let Some(Allocator { endpoint, .. }) =
-                group.iter().find(|one| one.endpoint.peer == peer)
-            else {
-                continue;
-            };
+            let Some(Allocator { endpoint, .. }) = one(peer) else { continue };
             asking(peer);
             match ask(reach, order, endpoint).await {
                 Ok(landed) => {

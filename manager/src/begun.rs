@@ -11,44 +11,90 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use lca::{
-    PeerId, ServiceHash,
+    InstanceId, PeerId, Requirements, ServiceHash,
     api::proto::{Instance, InstanceState, ListInstancesRequest},
     endpoint::Endpoint,
 };
 use tokio::time::timeout;
 
-use crate::reach::Reach;
+use crate::{
+    allocators::Allocator,
+    policy::{self, Offer},
+    reach::Reach,
+};
 
 /// Allocators that are asked: who ranks behind these was hardly anybody's choice.
-pub(crate) const ASKED: usize = 8;
+const ASKED: usize = 8;
+/// Of the doubtful, how many are asked besides: few are in doubt and answer probes.
+const DOUBTFUL: usize = 4;
 /// Longest to wait for all of them. They are near and answered probes, so this is only
 /// waited for where a machine is out of breath, and there a second instance would be worse.
 const WITHIN: Duration = Duration::from_secs(1);
 
-/// The first of `near` to say that it has begun an instance of `service`, or has one.
+/// Whom to ask: of those `ranked`, and of the `doubtful`, those that others may have
+/// preferred. Who did not answer once, and answers probes, was busy: perhaps with this.
+pub(crate) fn whom(
+    reach: &Reach,
+    limits: &Requirements,
+    ranked: &[PeerId],
+    offers: &[Offer],
+    doubtful: &[Allocator],
+) -> Vec<PeerId> {
+    let mut offers = offers.to_vec();
+    let mut order = ranked.to_vec();
+    for one in doubtful {
+        let peer = one.endpoint.peer;
+        let Some(distance) = reach.mesh.distance(peer) else { continue };
+        let rtt = distance.median;
+        if limits.within_hard(rtt) && !offers.iter().any(|offer| offer.peer == peer) {
+            offers.push(Offer { peer, rtt, least: distance.least, room: true, facts: None });
+            order.push(peer);
+        }
+    }
+    // Who is ranked first sets how far others may be.
+    if ranked.is_empty() {
+        return Vec::new();
+    }
+    let (sound, doubtful): (Vec<_>, Vec<_>) =
+        policy::rivals(&order, &offers, limits).into_iter().partition(|peer| ranked.contains(peer));
+    sound.into_iter().take(ASKED).chain(doubtful.into_iter().take(DOUBTFUL)).collect()
+}
+
+/// The first of `near` to say that it has begun an instance of `service`, or has one. What
+/// the request has `tried` will not do for it, so it counts only if nobody has another.
 /// Bounded by [`WITHIN`]. Cancel safe.
 pub(crate) async fn begun(
     reach: &Reach,
     service: ServiceHash,
-    near: impl Iterator<Item = Arc<Endpoint>>,
+    near: Vec<Arc<Endpoint>>,
+    tried: &[InstanceId],
 ) -> Option<PeerId> {
-    let asked = near.map(|endpoint| async move {
+    let asked = near.into_iter().map(|endpoint| async move {
         let which =
             ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
         let instances = reach.instances(&endpoint, which, WITHIN).await.ok()?;
-        instances.iter().any(|one| is_coming(one, service)).then_some(endpoint.peer)
+        let mut coming = instances.iter().filter(|one| is_coming(one, service)).peekable();
+        coming.peek()?;
+        Some((endpoint.peer, coming.all(|one| is_one_of(one, tried))))
     });
     let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut only_tried = None;
     let first = async {
         loop {
             match asked.next().await {
-                Some(Some(peer)) => return Some(peer),
+                Some(Some((peer, false))) => return Some(peer),
+                Some(Some((peer, true))) => only_tried = only_tried.or(Some(peer)),
                 Some(None) => {}
                 None => return None,
             }
         }
     };
-    timeout(WITHIN, first).await.ok().flatten()
+    let first = timeout(WITHIN, first).await.ok().flatten();
+    first.or(only_tried)
+}
+
+fn is_one_of(instance: &Instance, tried: &[InstanceId]) -> bool {
+    instance.id.parse().is_ok_and(|id: InstanceId| tried.contains(&id))
 }
 
 fn is_coming(instance: &Instance, service: ServiceHash) -> bool {

@@ -185,6 +185,7 @@ impl Cache {
                 service.instances.swap_remove(index);
             }
             Outcome::Broken => known.record.failed(now),
+            Outcome::Busy => known.record.undecided(),
             Outcome::Unreachable => {}
         }
     }
@@ -303,6 +304,19 @@ mod tests {
         cache.report(service(1), a, endpoint(1).peer, Outcome::Unreachable, now);
         assert_eq!(ids(&cache.look_up(service(1), now)), [b]);
         assert!(cache.look_up(service(2), now).instances.is_empty());
+    }
+
+    #[test]
+    fn what_stood_in_a_line_of_ours_costs_nobody_its_instance() {
+        let now = Instant::now();
+        let mut cache = Cache::new(FRESH);
+        let a = InstanceId::random();
+        cache.add(service(1), a, &endpoint(1), Load::default(), now);
+        (0..9).for_each(|_| cache.report(service(1), a, endpoint(1).peer, Outcome::Busy, now));
+        let known = cache.look_up(service(1), now).instances;
+        assert_eq!(known[0].instance, a);
+        assert!(known[0].record.ejected_until(now).is_none());
+        assert_eq!(known[0].load.in_flight, 0);
     }
 
     #[test]

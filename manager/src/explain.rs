@@ -105,7 +105,7 @@ async fn search(inner: &Inner, service: ServiceHash) -> Vec<Seen> {
         loop {
             match search.next().await {
                 Event::Seen(seen) => found.push(seen),
-                Event::Dead(_) | Event::Dry => {}
+                Event::Dead(_) | Event::Late | Event::Dry => {}
                 Event::Over => break,
             }
         }

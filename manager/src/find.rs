@@ -1,15 +1,16 @@
 //! One search for ready instances of a service: discovery says which peers have some,
 //! and each of them is asked and measured as soon as it is named.
 //!
-//! Discovery is a hint: a peer that does not answer is forgotten and costs nobody
-//! anything but its own probe. A [`Search`] decides nothing; it says what it sees and
+//! Discovery is a hint: a peer that is not there is forgotten and costs nobody
+//! anything but its own probe. One that is merely late is busy, and not forgotten: its
+//! instances serve, and a second one would be started for nothing. A [`Search`] decides nothing; it says what it sees and
 //! when it is time to stop hoping ([`Event::Dry`]).
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use lca::{
-    InstanceId, PeerId, Result, ServiceHash,
+    InstanceId, Kind, PeerId, Result, ServiceHash,
     api::proto,
     discovery::{Finding, Found, Key},
     endpoint::Endpoint,
@@ -44,6 +45,8 @@ pub(crate) enum Event {
     Seen(Seen),
     /// A peer was named and does not answer.
     Dead(PeerId),
+    /// A peer was named and did not say in time; it answers probes, or nobody knows yet.
+    Late,
     /// Nothing useful for too long: begin something else. Said at most once.
     Dry,
     /// Everything there is has been said.
@@ -144,6 +147,12 @@ impl Search {
     fn answered(&self, endpoint: Arc<Endpoint>, answer: Result<Seen>) -> Event {
         match answer {
             Ok(seen) => Event::Seen(seen),
+            Err(error)
+                if error.kind() == Kind::Timeout && !self.reach.mesh.is_silent(endpoint.peer) =>
+            {
+                tracing::debug!(peer = %endpoint.peer.short(), error = error.chain(), "a hint is late");
+                Event::Late
+            }
             Err(error) => {
                 tracing::debug!(peer = %endpoint.peer.short(), error = error.chain(), "a hint is dead");
                 self.reach.discovery.forget(endpoint.peer);

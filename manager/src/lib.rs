@@ -146,4 +146,7 @@ pub enum Outcome {
     Unreachable,
     /// It broke off; the application may have acted.
     Broken,
+    /// The request stood in this node's own line for a connection and was not sent. It
+    /// says nothing against the instance or its peer: others are served there.
+    Busy,
 }

@@ -53,6 +53,7 @@ pub(crate) async fn fly(inner: Arc<Inner>, spec: Arc<Cached>, flight: Flight) {
                         break;
                     }
                 }
+                Event::Late => luck.dead += 1,
                 Event::Dead(peer) => {
                     luck.dead += 1;
                     // One that requests go to, and that is slow to answer this, still serves.
@@ -96,7 +97,7 @@ pub(crate) async fn fly(inner: Arc<Inner>, spec: Arc<Cached>, flight: Flight) {
         loop {
             match search.next().await {
                 Event::Seen(seen) => inner.learn(spec.hash, &seen),
-                Event::Dead(_) | Event::Dry => {}
+                Event::Dead(_) | Event::Late | Event::Dry => {}
                 Event::Over => break,
             }
         }
@@ -119,7 +120,7 @@ pub(crate) async fn refresh(inner: Arc<Inner>, spec: Arc<Cached>) {
             match search.next().await {
                 Event::Seen(seen) => inner.learn(spec.hash, &seen),
                 Event::Dead(peer) => inner.cache().forget(peer),
-                Event::Dry => {}
+                Event::Late | Event::Dry => {}
                 Event::Over => break,
             }
         }
@@ -148,7 +149,7 @@ async fn last_look(
                         return Some(landed);
                     }
                 }
-                Event::Dead(_) | Event::Dry => {}
+                Event::Dead(_) | Event::Late | Event::Dry => {}
                 Event::Over => return None,
             }
         }

@@ -10,6 +10,7 @@ use lca::{
     Error, Kind, PeerId, RequestId, Result,
     endpoint::Endpoint,
     headers::{FAILURE, Failure, INSTANCE, LOAD, Load, REFUSAL, REQUEST_ID, Refusal, SERVICE},
+    mesh::Mesh as _,
     metrics::{Counter, Ended, Exchange},
 };
 use lca_manager::{Manager, Outcome, Target, Wish};
@@ -58,6 +59,7 @@ impl h1::Dial for Peers {
 pub(crate) struct Forward {
     config: Config,
     manager: Manager,
+    node: Node,
     pool: h1::Pool<Peers>,
     via: Via,
 }
@@ -91,7 +93,8 @@ impl From<Error> for Stopped {
 impl Forward {
     pub(crate) fn new(config: Config, manager: Manager, node: Node) -> Self {
         let via = Via::new(node.peer());
-        Self { config, manager, pool: h1::Pool::new(Peers(node), config.peers), via }
+        let pool = h1::Pool::new(Peers(node.clone()), config.peers);
+        Self { config, manager, node, pool, via }
     }
 
     /// Answers one request; what went wrong on our side is `problem+json`. An error
@@ -195,6 +198,11 @@ impl Forward {
                     Some(trouble) => (trouble, None),
                 },
                 Err(Failed::NotSent(_, error)) => (Trouble::NotSent, Some(error)),
+                // Whoever is served there waits in vain as well.
+                Err(Failed::Busy(_, error)) if self.node.is_silent(target.endpoint.peer) => {
+                    (Trouble::NotSent, Some(error))
+                }
+                Err(Failed::Busy(_, error)) => (Trouble::Busy, Some(error)),
                 Err(Failed::Sent(cause, error)) => match Trouble::of(cause) {
                     Some(trouble) => (trouble, Some(error)),
                     None => return Err(Stopped::BrokenOff),
@@ -207,7 +215,8 @@ impl Forward {
             let error = explain(&target, trouble, cause);
             tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
                 peer = %target.endpoint.peer.short(), error = error.chain(), "attempt failed");
-            let maybe_seen = !matches!(trouble, Trouble::Refused(_) | Trouble::NotSent);
+            let maybe_seen =
+                !matches!(trouble, Trouble::Refused(_) | Trouble::NotSent | Trouble::Busy);
             *(if maybe_seen { &mut seen } else { &mut unseen }) += 1;
             let again = trouble.allows_another(&parts.method, upload.is_whole())
                 && seen < attempts
@@ -216,7 +225,10 @@ impl Forward {
             if !again {
                 return Err(error.into());
             }
-            before = before.or(maybe_seen.then_some(error));
+            let busy = trouble == Trouble::Busy;
+            // What runs already may serve it. For a line of ours nothing more is started.
+            wish.allocate &= !busy;
+            before = before.or((maybe_seen || busy).then_some(error));
             last = Some(trouble);
             wish.tried.push(target.instance);
         }
@@ -264,6 +276,7 @@ fn outcome(trouble: Trouble) -> Outcome {
     match trouble {
         Trouble::Refused(refusal) => Outcome::Refused(refusal),
         Trouble::NotSent => Outcome::Unreachable,
+        Trouble::Busy => Outcome::Busy,
         Trouble::Silent | Trouble::Garbled | Trouble::Late => Outcome::Broken,
     }
 }
@@ -279,6 +292,10 @@ fn explain(target: &Target, trouble: Trouble, cause: Option<Error>) -> Error {
         Trouble::Refused(Refusal::Unknown) => unavailable(format!("{who} is gone")),
         Trouble::Refused(Refusal::Overloaded) => {
             Error::new(Kind::NoCapacity, format!("{who} is overloaded")).retry_after(MOMENT)
+        }
+        Trouble::Busy => {
+            let text = format!("no connection to peer {peer} with {who} was free in time");
+            Error::new(Kind::NoCapacity, text).retry_after(MOMENT)
         }
         Trouble::NotSent => unavailable(format!("peer {peer} with {who} cannot be reached")),
         Trouble::Silent => {
@@ -327,6 +344,12 @@ fn header_value(id: &impl ToString) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_ours_is_not_held_against_the_peer() {
+        assert_eq!(outcome(Trouble::Busy), Outcome::Busy);
+        assert_eq!(outcome(Trouble::NotSent), Outcome::Unreachable);
+    }
 
     #[test]
     fn a_way_is_what_neither_the_application_nor_a_queue_took() {

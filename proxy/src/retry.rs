@@ -12,6 +12,9 @@ pub(crate) enum Trouble {
     Refused(Refusal),
     /// The peer could not be reached: nobody saw anything.
     NotSent,
+    /// It stood in our own line for a connection: nobody saw anything, and nothing is
+    /// known against anybody.
+    Busy,
     /// It was sent, and nothing came back.
     Silent,
     /// It was sent, and what came back was no answer.
@@ -26,7 +29,7 @@ impl Trouble {
     pub(crate) fn allows_another(self, method: &Method, whole: bool) -> bool {
         whole
             && match self {
-                Self::Refused(_) | Self::NotSent => true,
+                Self::Refused(_) | Self::NotSent | Self::Busy => true,
                 Self::Silent => is_idempotent(method),
                 // A byte of an answer came, or the client has waited long enough.
                 Self::Garbled | Self::Late => false,
@@ -38,6 +41,7 @@ impl Trouble {
         match self {
             Self::Refused(refusal) => refusal.as_str(),
             Self::NotSent => "not-sent",
+            Self::Busy => "busy",
             Self::Silent => "silent",
             Self::Garbled => "garbled",
             Self::Late => "late",
@@ -75,11 +79,12 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [Trouble; 7] = [
+    const ALL: [Trouble; 8] = [
         Trouble::Refused(Refusal::Draining),
         Trouble::Refused(Refusal::Unknown),
         Trouble::Refused(Refusal::Overloaded),
         Trouble::NotSent,
+        Trouble::Busy,
         Trouble::Silent,
         Trouble::Garbled,
         Trouble::Late,
@@ -88,7 +93,7 @@ mod tests {
     #[test]
     fn what_an_application_may_have_seen_is_sent_again_only_if_idempotent_and_unanswered() {
         for trouble in ALL {
-            let unseen = matches!(trouble, Trouble::Refused(_) | Trouble::NotSent);
+            let unseen = matches!(trouble, Trouble::Refused(_) | Trouble::NotSent | Trouble::Busy);
             for method in [Method::POST, Method::PATCH, Method::from_bytes(b"MKCOL").unwrap()] {
                 assert_eq!(trouble.allows_another(&method, true), unseen, "{method} {trouble:?}");
             }

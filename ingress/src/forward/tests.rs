@@ -445,3 +445,30 @@ async fn an_exchange_open_both_ways_that_is_quiet_for_longer_keeps_its_instance(
     )
     .await;
 }
+
+#[tokio::test]
+async fn an_application_too_busy_to_take_another_connection_is_overloaded_and_not_gone() {
+    // It takes one connection and leaves the next ones outside.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let app = socket.listen(0).unwrap();
+    let mut config = Config::default();
+    config.instances.connect = Duration::from_millis(500);
+    let mut world = World::new().await;
+    world.ingress = Ingress::new(config, Metrics::default());
+    world.local.address = app.local_addr().unwrap();
+    world.local.limit = 4;
+    let _registration = world.register();
+    let (mut served, mut queued, mut late) = (world.peer(), world.peer(), world.peer());
+    served.write(&world.get()).await;
+    let mut at_app = Wire(app.accept().await.unwrap().0);
+    at_app.head().await;
+    queued.write(&world.get()).await;
+    late.write(&world.get()).await;
+    // One of them is connected by the system, and waits for its answer.
+    let answer = tokio::select! {
+        answer = queued.head() => answer,
+        answer = late.head() => answer,
+    };
+    assert!(answer.contains("lca-refusal: overloaded"), "{answer}");
+}

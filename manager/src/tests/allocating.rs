@@ -86,6 +86,36 @@ async fn what_somebody_else_has_begun_is_joined_though_another_allocator_seems_n
 }
 
 #[tokio::test]
+async fn what_a_doubtful_allocator_has_begun_is_joined_if_it_answers_again() {
+    let world = World::with([spec(HELLO)]);
+    let (nearer, begun, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &nearer, 1);
+    world.distance(&client, &begun, 2);
+    let id = begun.runs_quietly(&spec(HELLO), InstanceId::random());
+    begun.set(id, InstanceState::Starting);
+    let allocators = &client.manager.inner.allocators;
+    allocators.list();
+    allocators.failed(begun.id()); // it was busy for a moment
+    client.pick().await.unwrap();
+    assert_eq!((nearer.asked().len(), begun.asked().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn what_is_coming_is_joined_before_what_the_request_has_tried() {
+    let world = World::with([spec(HELLO)]);
+    let (tried, coming, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &tried, 1);
+    world.distance(&client, &coming, 2);
+    let old = tried.runs_quietly(&spec(HELLO), InstanceId::random());
+    let new = coming.runs_quietly(&spec(HELLO), InstanceId::random());
+    coming.set(new, InstanceState::Starting);
+    let again = Wish { tried: vec![old], ..wish(HELLO) };
+    let target = client.manager.pick(again).await.unwrap();
+    assert_eq!(target.endpoint.peer, coming.id());
+    assert!(tried.asked().is_empty());
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_takes_nobody_along() {
     let world = World::new();
     let gate = Arc::new(Semaphore::new(0));

@@ -11,7 +11,7 @@ use lca::{
     testing::eventually,
 };
 
-use super::world::{HELLO, World, spec, wish};
+use super::world::{Behaviour, HELLO, World, spec, wish};
 use crate::{Config, Outcome, Wish};
 
 fn limits(soft: u32, hard: u32) -> proto::ServiceSpec {
@@ -150,6 +150,35 @@ async fn an_overloaded_instance_is_kept_for_others_and_never_tried_twice() {
     assert!(error.retry_delay().is_some());
     assert_eq!(allocator.instances().len(), 1, "this manager does not scale out");
     assert_eq!(client.pick().await.unwrap().instance, only.instance);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_too_busy_to_be_asked_again_still_serves() {
+    let world = World::new();
+    let (busy, other, client) = (world.allocator(), world.allocator(), world.client());
+    let running = busy.runs(&spec(HELLO)).await;
+    client.pick().await.unwrap();
+    busy.becomes(Behaviour::Hangs);
+    for _ in 0..90 {
+        assert_eq!(client.pick().await.unwrap().instance, running);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(other.asked().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_too_busy_to_say_what_it_runs_of_one_service_still_serves_another() {
+    let world = World::with([spec(HELLO), spec("more")]);
+    let (busy, other, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &busy, 9);
+    let running = busy.runs(&spec(HELLO)).await;
+    busy.runs(&spec("more")).await;
+    client.pick().await.unwrap();
+    busy.becomes(Behaviour::Hangs);
+    let more = client.manager.pick(wish("more")).await.unwrap();
+    assert_eq!(more.endpoint.peer, other.id());
+    let warm = client.pick().now_or_never().expect("a warm pick waits for nothing").unwrap();
+    assert_eq!(warm.instance, running);
 }
 
 #[tokio::test]

@@ -38,6 +38,14 @@ const MAX_BUFFER: usize = 64 << 10;
 /// of 300 ms, still serves the first hundred of a burst within a second.
 pub(super) const MAX_DIALS: usize = 16;
 
+/// Why there is no connection for a request.
+enum Lack {
+    /// None could be opened.
+    Unreachable(Error),
+    /// Others were first.
+    Busy(Error),
+}
+
 /// How to reach what a pool connects to.
 pub trait Dial: fmt::Debug + Send + Sync + 'static {
     /// What is connected to.
@@ -82,6 +90,9 @@ pub struct Connected(pub Duration);
 pub enum Failed {
     /// Certainly nothing of it was sent, and here it is back.
     NotSent(Box<Request<Body>>, Error),
+    /// The same, and nothing is known against the receiver: the request stood in line for
+    /// a connection while others were open or being opened.
+    Busy(Box<Request<Body>>, Error),
     /// It was sent, at least in part.
     Sent(Cause, Error),
 }
@@ -188,7 +199,12 @@ impl<D: Dial> Pool<D> {
                             connected = Some(Connected(waiting.elapsed()));
                             connection
                         }
-                        Err(error) => return Err(Failed::NotSent(returned(request), error)),
+                        Err(Lack::Unreachable(error)) => {
+                            return Err(Failed::NotSent(returned(request), error));
+                        }
+                        Err(Lack::Busy(error)) => {
+                            return Err(Failed::Busy(returned(request), error));
+                        }
                     }
                 }
             };
@@ -264,7 +280,11 @@ impl<D: Dial> Shared<D> {
     }
 
     /// The first connection that is opened for us or given back by another request.
-    async fn wait(self: &Arc<Self>, key: &D::Key, to: &D::To) -> Result<Connection> {
+    async fn wait(
+        self: &Arc<Self>,
+        key: &D::Key,
+        to: &D::To,
+    ) -> std::result::Result<Connection, Lack> {
         let limit = self.config.connect;
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (give, given) = oneshot::channel();
@@ -281,9 +301,21 @@ impl<D: Dial> Shared<D> {
         }
         let mut wait = Wait { pool: self, key, id, given };
         match timeout(limit, &mut wait.given).await {
-            Ok(Ok(given)) => given,
-            _ => Err(not_within(limit)),
+            Ok(Ok(Ok(connection))) => Ok(connection),
+            // Others are served meanwhile: this one came too late, and that is all.
+            Ok(Ok(Err(error))) if error.kind() == Kind::Timeout && self.serves(key) => {
+                Err(Lack::Busy(error))
+            }
+            Ok(Ok(Err(error))) => Err(Lack::Unreachable(error)),
+            _ if !dial || self.serves(key) => Err(Lack::Busy(not_within(limit))),
+            _ => Err(Lack::Unreachable(not_within(limit))),
         }
+    }
+
+    /// Whether there are connections that are used, or could be.
+    fn serves(&self, key: &D::Key) -> bool {
+        let state = self.lock();
+        state.slots.get(key).is_some_and(|slot| slot.in_flight > 0 || !slot.idle.is_empty())
     }
 
     /// Opens connections until nobody lacks one, or one cannot be opened. That is told to
@@ -442,7 +474,7 @@ fn failed_at_once(error: hyper::Error) -> Error {
 }
 
 fn not_within(limit: Duration) -> Error {
-    Error::new(Kind::Unavailable, format!("no connection within {limit:?}"))
+    Error::new(Kind::Timeout, format!("no connection within {limit:?}"))
 }
 
 /// Closes connections nobody has used for `keep`, as long as there are any.

@@ -152,7 +152,7 @@ async fn text(answer: Response<Body>) -> String {
 fn cause(failed: Failed) -> Cause {
     match failed {
         Failed::Sent(cause, _) => cause,
-        Failed::NotSent(..) => panic!("it was sent"),
+        Failed::NotSent(..) | Failed::Busy(..) => panic!("it was sent"),
     }
 }
 
@@ -473,4 +473,33 @@ async fn where_nobody_listens_all_who_wait_are_told() {
     for answer in timeout(SOON / 2, ask).await.expect("without waiting for a deadline") {
         assert!(matches!(answer, Err(Failed::NotSent(..))), "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn who_stood_in_line_while_others_are_served_met_somebody_busy() {
+    let (server, address) = Server::start().await;
+    let config = Config { connect: Duration::from_millis(200), ..config() };
+    let pool = Pool::new(Once::default(), config);
+    let mut first = Box::pin(pool.send(&address, get()));
+    let mut connection = tokio::select! {
+        _ = &mut first => panic!("nothing was answered"),
+        connection = server.accept() => connection,
+    };
+    let second = tokio::select! {
+        _ = &mut first => panic!("nothing was answered"),
+        second = pool.send(&address, get()) => second,
+    };
+    assert!(matches!(second, Err(Failed::Busy(..))), "{second:?}");
+    let (first, ()) =
+        tokio::join!(async { text(first.await.unwrap()).await }, connection.answer(OK));
+    assert_eq!(first, "ok");
+}
+
+#[tokio::test]
+async fn where_no_connection_is_and_none_can_be_opened_in_time_nobody_is_reached() {
+    let (_server, address) = Server::start().await;
+    let config = Config { connect: Duration::from_millis(200), ..config() };
+    let pool = Pool::new(Once(AtomicBool::new(true)), config);
+    let answer = pool.send(&address, get()).await;
+    assert!(matches!(answer, Err(Failed::NotSent(..))), "{answer:?}");
 }
