@@ -36,13 +36,18 @@ pub struct Args {
     /// Number of allocators
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub nodes: u8,
-    /// How far nodes are from the front: NAME=RTT[±JITTER][,stall=P%]:NODES; repeatable
+    /// How far nodes are from the front.
     ///
     /// Nodes 1 to N are the allocators; node 0 is the front, with the registry. Nodes of one
     /// link are in one place; between nodes of two links lies the sum of both. `stall` is the
     /// share of writes that wait for the RTT again, at least 200 ms, as after a loss. `+-`
     /// is the same as `±`. Example: --link far=90ms±5ms,stall=1%:4,5
-    #[arg(long, value_name = "LINK", conflicts_with = "topology")]
+    #[arg(
+        help = "How far nodes are from the front: NAME=RTT[±JITTER][,stall=P%]:NODES; repeatable",
+        long,
+        value_name = "LINK",
+        conflicts_with = "topology"
+    )]
     pub link: Vec<Link>,
     /// What lies between each two nodes, and how it changes: see docs/topology.md
     #[arg(long, value_name = "FILE")]
