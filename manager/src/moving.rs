@@ -1,5 +1,5 @@
 //! Where requests go, service by service, and moving them when that is too far: the
-//! acting part of [`course`], which decides.
+//! acting part of `course`, which decides.
 //!
 //! A request asks for its target and goes on at once. Behind the requests a tick looks at
 //! the services with a soft limit that were in use a moment ago, and starts a flight for
