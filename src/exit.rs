@@ -30,7 +30,12 @@ impl Exit {
     pub const fn of(kind: Kind) -> Self {
         match kind {
             Kind::Internal | Kind::BadGateway | Kind::Loop => Self::Other,
-            Kind::InvalidArgument | Kind::Misdirected | Kind::NotAllowed => Self::Usage,
+            Kind::InvalidArgument
+            | Kind::Misdirected
+            | Kind::NotAllowed
+            | Kind::TargetTooLong
+            | Kind::TooLarge
+            | Kind::Unexpected => Self::Usage,
             Kind::NotFound => Self::NotFound,
             Kind::Unavailable | Kind::Timeout => Self::Unavailable,
             Kind::Conflict

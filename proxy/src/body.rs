@@ -4,6 +4,7 @@
 //! It is held while it is sent, not before: the first attempt waits for nothing.
 
 use std::{
+    io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker, ready},
@@ -22,6 +23,26 @@ pub(crate) struct Upload<B> {
     state: Option<Arc<Mutex<State<B>>>>,
 }
 
+/// How a body ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broke {
+    /// What came is no body: somebody is there to be told.
+    Malformed,
+    /// Its source has gone, or is silent.
+    Off,
+}
+
+impl Broke {
+    fn of(error: &BoxError) -> Self {
+        let first: &(dyn std::error::Error + 'static) = error.as_ref();
+        let causes = std::iter::successors(Some(first), |error| error.source());
+        let malformed = causes.filter_map(|error| error.downcast_ref::<io::Error>()).any(|error| {
+            matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+        });
+        if malformed { Self::Malformed } else { Self::Off }
+    }
+}
+
 struct State<B> {
     // With an attempt while that lives.
     source: Option<Patient<B>>,
@@ -30,7 +51,7 @@ struct State<B> {
     held: Vec<Bytes>,
     // Something was taken that is not held.
     lost: bool,
-    failed: bool,
+    failed: Option<Broke>,
     // The attempt that waits for the one before it to let go.
     waiting: Option<Waker>,
 }
@@ -54,7 +75,7 @@ where
             hold,
             held: Vec::new(),
             lost: false,
-            failed: false,
+            failed: None,
             waiting: None,
         };
         Self { state: Some(Arc::new(Mutex::new(state))) }
@@ -74,13 +95,13 @@ where
     pub(crate) fn is_whole(&self) -> bool {
         self.state.as_ref().is_none_or(|state| {
             let state = lock(state);
-            !state.lost && !state.failed
+            !state.lost && state.failed.is_none()
         })
     }
 
-    /// Whether its source broke off or fell silent.
-    pub(crate) fn failed(&self) -> bool {
-        self.state.as_ref().is_some_and(|state| lock(state).failed)
+    /// How its source failed, if it did.
+    pub(crate) fn failed(&self) -> Option<Broke> {
+        self.state.as_ref().and_then(|state| lock(state).failed)
     }
 
     /// The body for one more attempt. It begins once the one before is dropped.
@@ -150,7 +171,7 @@ where
                 }
                 _ => state.lost = true,
             },
-            Some(Err(_)) => state.failed = true,
+            Some(Err(error)) => state.failed = Some(Broke::of(error)),
             None => {}
         }
         Poll::Ready(frame)
@@ -239,7 +260,8 @@ mod tests {
         let frames = [Err::<Frame<Bytes>, BoxError>("reset".into())];
         let upload = Upload::new(StreamBody::new(stream::iter(frames)), 5, STALL);
         assert!(upload.attempt(&bytes()).collect().await.is_err());
-        assert!(upload.failed() && !upload.is_whole());
+        assert_eq!(upload.failed(), Some(Broke::Off));
+        assert!(!upload.is_whole());
     }
 
     /// A body of two bytes that knows it.

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Config,
-    body::Upload,
+    body::{Broke, Upload},
     debug::Trace,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
@@ -84,6 +84,17 @@ enum Stopped {
     BrokenOff,
 }
 
+impl From<Broke> for Stopped {
+    fn from(broke: Broke) -> Self {
+        match broke {
+            Broke::Off => Self::BrokenOff,
+            Broke::Malformed => {
+                Error::new(Kind::InvalidArgument, "the body of the request is malformed").into()
+            }
+        }
+    }
+}
+
 impl From<Error> for Stopped {
     fn from(error: Error) -> Self {
         Self::Failed(error)
@@ -125,6 +136,11 @@ impl Forward {
                     let methods = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
                     problem.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
                 }
+                // What one reader took for an error another may have read on from.
+                if error.kind() == Kind::InvalidArgument {
+                    let close = HeaderValue::from_static("close");
+                    problem.headers_mut().insert(header::CONNECTION, close);
+                }
                 problem
             }
         };
@@ -144,6 +160,7 @@ impl Forward {
         trace: &mut Option<Trace>,
     ) -> Result<(Response<Body>, Ended), Stopped> {
         let (mut parts, body) = request.into_parts();
+        headers::expectation(&parts.headers)?;
         let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
         let (service, target, authority) = match routed {
             Route::Service { service, target, authority } => (service, target, authority),
@@ -205,11 +222,11 @@ impl Forward {
                 Err(Failed::Busy(_, error)) => (Trouble::Busy, Some(error)),
                 Err(Failed::Sent(cause, error)) => match Trouble::of(cause) {
                     Some(trouble) => (trouble, Some(error)),
-                    None => return Err(Stopped::BrokenOff),
+                    None => return Err(upload.failed().unwrap_or(Broke::Off).into()),
                 },
             };
-            if upload.failed() {
-                return Err(Stopped::BrokenOff);
+            if let Some(broke) = upload.failed() {
+                return Err(broke.into());
             }
             self.manager.report(&target, outcome(trouble));
             let error = explain(&target, trouble, cause);

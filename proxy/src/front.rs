@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     forward::{Client, Forward},
+    socket::{Clients, Socket},
 };
 
 /// Headers a request may have, and room for its head.
@@ -48,6 +49,7 @@ pub struct Front {
 struct Shared {
     config: Config,
     forward: Forward,
+    clients: Clients,
     metrics: Metrics,
     connections: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
@@ -84,6 +86,7 @@ impl Front {
             config,
             metrics: manager.metrics().clone(),
             forward: Forward::new(config, manager, node),
+            clients: Clients::default(),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         });
@@ -160,28 +163,36 @@ async fn connection(
     };
     let Config { header, grace, peers, .. } = shared.config;
     let client = Client { from, own };
+    let socket = Socket::new(stream);
+    let answering = shared.clone();
     let service = service_fn(move |request| {
-        let shared = shared.clone();
+        let shared = answering.clone();
         async move { shared.forward.answer(client, request).await }
     });
     let mut served = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
+            .half_close(true)
             .header_read_timeout(header)
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEAD)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(Bounded::new(stream, peers.stall)), service)
+            .serve_connection(TokioIo::new(Bounded::new(socket.clone(), peers.stall)), service)
     );
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            match timeout(grace, served).await {
-                Ok(result) => result,
-                Err(_) => return tracing::debug!(client = %from, "cut off after the grace"),
-            }
+    let served = async {
+        tokio::select! {
+            result = served.as_mut() => return Ok(result),
+            () = stop.cancelled() => served.as_mut().graceful_shutdown(),
         }
+        timeout(grace, served).await
+    };
+    let result = tokio::select! {
+        result = served => result,
+        // Dropping what is served gives up its request everywhere.
+        () = socket.left(&shared.clients) => return tracing::debug!(client = %from, "gone"),
+    };
+    let Ok(result) = result else {
+        return tracing::debug!(client = %from, "cut off after the grace");
     };
     if let Err(error) = result {
         tracing::debug!(client = %from, %error, "connection over");

@@ -46,6 +46,18 @@ fn duration(text: &str) -> Option<Duration> {
     (!duration.is_zero() && duration <= LONGEST_RTT).then_some(duration)
 }
 
+/// Whether a client expects no more than to be asked for its body.
+///
+/// # Errors
+/// `Unexpected` naming what else it expects.
+pub fn expectation(headers: &HeaderMap) -> Result<()> {
+    let known = |value: &&HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    match headers.get_all(header::EXPECT).iter().find(|value| !known(value)) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Kind::Unexpected, "only `Expect: 100-continue` can be met")),
+    }
+}
+
 /// What a front calls itself in `Via`: `1.1 lca-<short PeerId> (<service>)`.
 #[derive(Clone, Debug)]
 pub struct Via(String);

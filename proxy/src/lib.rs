@@ -6,8 +6,7 @@
 //! is idempotent, sees path and query byte for byte, and never believes a client about
 //! who the client is.
 //!
-//! Not here yet: upgrades and `CONNECT`; trailers pass. A client that closes its
-//! sending side while it waits counts as gone: on TCP the two look the same.
+//! Not here yet: upgrades and `CONNECT`; trailers pass.
 
 mod body;
 mod debug;
@@ -16,6 +15,7 @@ mod front;
 pub mod headers;
 mod retry;
 pub mod route;
+mod socket;
 
 use std::time::Duration;
 

@@ -14,6 +14,8 @@ use http::{
 };
 use lca::{Error, Kind, Result, ServiceName};
 
+/// Bytes of path and query that are read: twice what common servers take.
+const LONGEST_TARGET: usize = 16 << 10;
 /// `{service}` before this is a service's own host name.
 const SUFFIX: &str = ".lca.localhost";
 
@@ -36,14 +38,20 @@ pub enum Route {
 /// Routes a request that came in on the address `own`.
 ///
 /// # Errors
-/// `InvalidArgument` where no service can be meant, `Misdirected` for authorities that
-/// are not ours, `NotAllowed` for `CONNECT` and `TRACE`.
+/// `InvalidArgument` where no service can be meant, `TargetTooLong`, `Misdirected` for
+/// authorities that are not ours, `NotAllowed` for `CONNECT` and `TRACE`.
 pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap, own: IpAddr) -> Result<Route> {
     if matches!(*method, Method::CONNECT | Method::TRACE) {
         return Err(Error::new(Kind::NotAllowed, format!("{method} is not served here")));
     }
     let host = host(headers)?;
     let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if target.len() > LONGEST_TARGET {
+        return Err(Error::new(
+            Kind::TargetTooLong,
+            format!("path and query are longer than {LONGEST_TARGET} bytes"),
+        ));
+    }
     let authority = match (uri.scheme(), uri.authority()) {
         (None, None) if target.starts_with('/') => &host,
         (Some(scheme), Some(authority)) if *scheme == Scheme::HTTP => {

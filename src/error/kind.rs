@@ -15,6 +15,12 @@ pub enum Kind {
     Misdirected,
     /// The method or protocol is not served here.
     NotAllowed,
+    /// The target of a request is longer than is read.
+    TargetTooLong,
+    /// The body of a request is longer than its service takes.
+    TooLarge,
+    /// The client expects of us what we do not know.
+    Unexpected,
     /// There is nothing of that name.
     NotFound,
     /// It exists already with another content, or was changed by somebody else.
@@ -44,10 +50,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidArgument,
         Self::Misdirected,
         Self::NotAllowed,
+        Self::TargetTooLong,
+        Self::TooLarge,
+        Self::Unexpected,
         Self::NotFound,
         Self::Conflict,
         Self::Unauthenticated,
@@ -73,6 +82,13 @@ impl Kind {
             }
             Self::NotAllowed => {
                 (Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED, "not-allowed")
+            }
+            Self::TargetTooLong => {
+                (Code::InvalidArgument, StatusCode::URI_TOO_LONG, "target-too-long")
+            }
+            Self::TooLarge => (Code::OutOfRange, StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::Unexpected => {
+                (Code::InvalidArgument, StatusCode::EXPECTATION_FAILED, "unexpected")
             }
             Self::NotFound => (Code::NotFound, StatusCode::NOT_FOUND, "not-found"),
             Self::Conflict => (Code::AlreadyExists, StatusCode::CONFLICT, "conflict"),

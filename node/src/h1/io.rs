@@ -29,18 +29,38 @@ pub struct Bounded<S> {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
-    received: Arc<AtomicU64>,
+    tally: Arc<Tally>,
+}
+
+/// The bytes received on a connection.
+#[derive(Debug)]
+pub(super) struct Tally {
+    received: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Tally {
+    /// So many so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Lets reads fail once there are more than `more` beyond those received so far.
+    pub(super) fn allow(&self, more: u64) {
+        self.most.store(self.received().saturating_add(more), Ordering::Relaxed);
+    }
 }
 
 impl<S> Bounded<S> {
     /// Lets the other end of `inner` take nothing for `limit` at most.
     pub fn new(inner: S, limit: Duration) -> Self {
-        Self { inner, limit, timer: None, waiting: false, received: Arc::default() }
+        let tally = Tally { received: AtomicU64::new(0), most: AtomicU64::new(u64::MAX) };
+        Self { inner, limit, timer: None, waiting: false, tally: Arc::new(tally) }
     }
 
-    /// Counts the bytes received so far.
-    pub(super) fn received(&self) -> Arc<AtomicU64> {
-        self.received.clone()
+    /// Counts the bytes received so far, and limits them.
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
     }
 
     fn bounded<T>(
@@ -71,7 +91,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        let new = (buf.filled().len() - before) as u64;
+        let received = self.tally.received.fetch_add(new, Ordering::Relaxed) + new;
+        if received > self.tally.most.load(Ordering::Relaxed) {
+            let error = "more came than a head may have";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
         read
     }
 }

@@ -3,10 +3,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,6 +24,7 @@ use tokio::{
 use super::{
     body::{Body, BoxError, Outgoing, Patient, Sent},
     hygiene::is_framed_clearly,
+    io::Tally,
     pool::{Cause, Config, Dial, Shared},
 };
 
@@ -36,12 +34,15 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Beyond [`Config::head`] while the request still flows: the body's own clock, which
 /// knows whose silence it is, should be the one that strikes.
 const BODY_FIRST: Duration = Duration::from_secs(1);
+/// Bytes that may come until the head of an answer is there: interim answers (1xx), which
+/// hyper passes over without an end, the head itself, and what hyper reads on beyond it.
+const HEAD_ROOM: u64 = 256 << 10;
 
 /// A connection that a task drives.
 pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) sender: http1::SendRequest<Outgoing>,
-    pub(super) received: Arc<AtomicU64>,
+    pub(super) tally: Arc<Tally>,
     pub(super) task: AbortHandle,
     /// No request has been sent on it.
     pub(super) fresh: bool,
@@ -82,7 +83,8 @@ impl<D: Dial> Lease<D> {
     ) -> std::result::Result<Response<Body>, Attempt> {
         let Config { head: limit, quiet, .. } = self.pool.config;
         let connection = self.connection.as_mut().expect("a lease holds one until it is over");
-        let before = connection.received.load(Ordering::Relaxed);
+        let before = connection.tally.received();
+        connection.tally.allow(HEAD_ROOM);
         let answer = connection.sender.try_send_request(request);
         let Some(answer) = in_time(answer, sent, limit).await else {
             let error = Error::new(Kind::Timeout, format!("no answer within {limit:?}"));
@@ -97,13 +99,14 @@ impl<D: Dial> Lease<D> {
             }
             let (cause, public) = if sent.failed() {
                 (Cause::Body, "the request broke off")
-            } else if connection.received.load(Ordering::Relaxed) == before {
+            } else if connection.tally.received() == before {
                 (Cause::Silent, "the connection ended without an answer")
             } else {
                 (Cause::Garbled, "the answer is not HTTP")
             };
             Attempt::Failed(cause, Error::new(Kind::BadGateway, public).because(source))
         })?;
+        connection.tally.allow(u64::MAX);
         let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched || !is_framed_clearly(answer.headers()) {
             let error = Error::new(Kind::BadGateway, "the answer's end is not clear");

@@ -356,7 +356,7 @@ impl<D: Dial> Shared<D> {
         let dialled = timeout(limit, self.dial.dial(to)).await;
         let stream = dialled.unwrap_or_else(|_| Err(not_within(limit)))?;
         let stream = Bounded::new(stream, self.config.stall);
-        let received = stream.received();
+        let tally = stream.tally();
         let (mut sender, connection) = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_BUFFER)
@@ -377,7 +377,7 @@ impl<D: Dial> Shared<D> {
         });
         // Its task has to run once before it can be told from a dead one.
         sender.ready().await.map_err(failed_at_once)?;
-        Ok(Connection { id, sender, received, task: task.abort_handle(), fresh: true })
+        Ok(Connection { id, sender, tally, task: task.abort_handle(), fresh: true })
     }
 
     /// Takes a dead connection off the list.

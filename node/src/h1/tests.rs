@@ -182,6 +182,32 @@ async fn a_connection_is_used_again_after_a_clean_end() {
 }
 
 #[tokio::test]
+async fn interim_answers_without_an_end_are_garbled() {
+    let (server, address) = Server::start().await;
+    let pool = Pool::new(Tcp, config());
+    let serve = async {
+        let mut connection = server.accept().await;
+        connection.read_to("\r\n\r\n").await;
+        let many = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(1000);
+        while connection.0.write_all(many.as_bytes()).await.is_ok() {}
+    };
+    let (failed, ()) = tokio::join!(pool.send(&address, get()), serve);
+    assert_eq!(cause(failed.expect_err("no answer")), Cause::Garbled);
+    let serve = async {
+        let mut connection = server.accept().await;
+        connection.read_to("\r\n\r\n").await;
+        let few = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(50);
+        let body = "x".repeat(1 << 20);
+        connection
+            .answer(&format!("{few}HTTP/1.1 200 OK\r\ncontent-length: 1048576\r\n\r\n{body}"))
+            .await;
+    };
+    let (answer, ()) =
+        tokio::join!(async { text(pool.send(&address, get()).await.unwrap()).await }, serve);
+    assert_eq!(answer.len(), 1 << 20);
+}
+
+#[tokio::test]
 async fn an_idle_connection_that_died_is_replaced_without_a_word() {
     let (server, address) = Server::start().await;
     let pool = Pool::new(Tcp, config());

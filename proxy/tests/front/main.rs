@@ -7,5 +7,6 @@ mod bytes;
 mod faults;
 mod limits;
 mod metrics;
+mod raw;
 mod streams;
 mod world;

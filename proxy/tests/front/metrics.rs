@@ -73,7 +73,8 @@ async fn a_client_that_leaves_is_counted_as_cancelled_for_its_service() {
     let app = world.service("svc").await;
     let mut client = world.client().await;
     client.write(GET).await;
-    app.accept().await.head().await;
+    let mut held = app.accept().await;
+    held.head().await;
     drop(client);
     eventually("the cancelled request", async || requests(&world, "svc", "cancelled") == 1.0).await;
 }
