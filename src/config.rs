@@ -24,7 +24,7 @@ pub use json::{Invalid, Problem};
 
 use json::MAX_PROBLEMS;
 
-use crate::{Error, Kind, Requirements, Result};
+use crate::{Error, Kind, Requirements, Result, workers::Workers};
 
 /// The environment variable with bootstraps, separated by spaces or commas.
 pub const BOOTSTRAPS_ENV: &str = "P2P_BOOTSTRAPS";
@@ -37,6 +37,8 @@ pub struct Config {
     pub requirements: Requirements,
     /// Peers to join the network through.
     pub bootstraps: Vec<Bootstrap>,
+    /// Threads to work with; none for as many as there are cores.
+    pub workers: Option<Workers>,
 }
 
 impl Config {
@@ -64,6 +66,8 @@ impl Config {
         struct File {
             perf: Perf,
             bootstraps: Vec<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            worker_threads: Option<u16>,
         }
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -85,6 +89,7 @@ impl Config {
                 hard_req: req(self.requirements.hard),
             },
             bootstraps: self.bootstraps.iter().map(Bootstrap::to_string).collect(),
+            worker_threads: self.workers.map(Workers::count),
         };
         serde_json::to_string_pretty(&file).expect("strings and numbers always serialise")
     }

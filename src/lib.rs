@@ -23,6 +23,7 @@ mod spec;
 pub mod specs;
 pub mod testing;
 pub mod units;
+pub mod workers;
 
 pub use error::{Error, Kind, Result};
 pub use exit::Exit;

@@ -22,6 +22,7 @@ use std::{ffi::OsString, io, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use hello_world_server::Options;
+use lca::workers::Workers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -79,7 +80,15 @@ pub fn run_to_end(cli: Cli) -> ExitCode {
         return demo_ended(Options::parse(arguments).and_then(hello_world_server::run_to_end));
     }
     let mut output = Output::standard(cli.global.output);
-    let runtime = match tokio::runtime::Runtime::new() {
+    let workers = match &cli.command {
+        Command::Up(args) => up::workers(args),
+        _ => Ok(None),
+    };
+    let workers = match workers {
+        Ok(workers) => workers,
+        Err(error) => return tell(&mut output, error.into()).into(),
+    };
+    let runtime = match Workers::runtime(workers) {
         Ok(runtime) => runtime,
         Err(error) => {
             let failure =

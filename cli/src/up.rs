@@ -7,6 +7,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 use lca::{
     Error, Kind, Result,
     config::{self, BOOTSTRAPS_ENV, Config},
+    workers::{WORKERS_ENV, Workers},
 };
 use lca_daemon::{STOP_WITHIN, args::LogFormat};
 use tokio::time::timeout;
@@ -61,10 +62,27 @@ pub struct Args {
     /// Configuration file [default: conf/conf.json, then lca/conf.json in the user's folder]
     #[arg(long, value_name = "FILE")]
     pub configfile: Option<PathBuf>,
+    /// Threads to work with, for all of it together [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub worker_threads: Option<Workers>,
     /// The log on standard error: human has warnings, json also what happens; RUST_LOG
     /// overrides
     #[arg(long, value_name = "human|json", default_value = "human", hide_possible_values = true)]
     pub log_format: LogFormat,
+}
+
+/// How many threads to run with: what flag, file and environment say.
+///
+/// # Errors
+/// If the file cannot be read, or it or the environment is wrong.
+pub fn workers(args: &Args) -> Result<Option<Workers>> {
+    let environment = std::env::var(WORKERS_ENV).ok();
+    Workers::choose(args.worker_threads, file(args)?.workers, environment.as_deref())
+}
+
+fn file(args: &Args) -> Result<Config> {
+    let found = config::find(args.configfile.as_deref());
+    Ok(found.map(|path| Config::load(&path)).transpose()?.unwrap_or_default())
 }
 
 /// Runs until SIGINT, SIGTERM or SIGHUP, then stops everything; a second signal stops at once.
@@ -73,10 +91,7 @@ pub struct Args {
 /// If something cannot be started, such as a port that is taken; nothing is left
 /// running then.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    let mut config = match lca::config::find(args.configfile.as_deref()) {
-        Some(path) => Config::load(&path)?,
-        None => Config::default(),
-    };
+    let mut config = file(&args)?;
     let environment = std::env::var(BOOTSTRAPS_ENV).ok();
     let spans = match &args.topology {
         Some(file) => topology::load(file, args.nodes)?,

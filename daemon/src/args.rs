@@ -64,6 +64,9 @@ pub struct Common {
     /// Prometheus metrics at GET /metrics [default: none]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_listen: Option<String>,
+    /// Threads to work with; 1 for a small machine [default: one a core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub worker_threads: Option<String>,
     /// Print the configuration that would be used, or all that is wrong with it, and exit
     #[arg(long)]
     pub check: bool,
@@ -220,7 +223,7 @@ macro_rules! help {
         concat!(
             $examples,
             "\n\nEnvironment: P2P_BOOTSTRAPS, used if neither a flag nor the configuration file names any;",
-            "\n  RUST_LOG, the level of the log.",
+            "\n  LCA_WORKER_THREADS likewise; RUST_LOG, the level of the log.",
             "\nSignals: TERM and INT finish what is open and stop, a second one stops at once; HUP reads",
             "\n  the configuration file again.",
             "\nExit codes: 0 stopped as asked, 1 a defect or stopped by force, 2 the command line or a file",

@@ -7,6 +7,7 @@ use lca::{
     Error, Kind, Requirements, Result, ServiceName,
     config::{self, BOOTSTRAPS_ENV, Bootstrap, Config},
     local,
+    workers::{WORKERS_ENV, Workers},
 };
 use lca_node::Identity;
 use serde_json::{Map, Value, json};
@@ -27,6 +28,8 @@ const PSK_ENV: &str = "P2P_PSK";
 pub struct Environment {
     /// Of [`BOOTSTRAPS_ENV`].
     pub bootstraps: Option<String>,
+    /// Of [`WORKERS_ENV`].
+    pub workers: Option<String>,
     /// Whether a pre-shared key is set. Its value is nobody's business.
     pub psk: bool,
     /// The user's data folder.
@@ -44,6 +47,7 @@ impl Environment {
         };
         Self {
             bootstraps: std::env::var(BOOTSTRAPS_ENV).ok(),
+            workers: std::env::var(WORKERS_ENV).ok(),
             psk: std::env::var_os(PSK_ENV).is_some_and(|key| !key.is_empty()),
             data: folder("XDG_DATA_HOME")
                 .or_else(|| folder("HOME").map(|home| home.join(".local/share"))),
@@ -69,6 +73,7 @@ pub struct Source {
     configfile: Option<PathBuf>,
     flags: Vec<Bootstrap>,
     environment: Option<String>,
+    workers: (Option<Workers>, Option<String>),
 }
 
 /// What a configuration file and its rivals come to.
@@ -80,6 +85,8 @@ pub struct Read {
     pub bootstraps: Vec<Bootstrap>,
     /// Of this machine's clients.
     pub requirements: Requirements,
+    /// Threads to work with.
+    pub workers: Option<Workers>,
 }
 
 impl Source {
@@ -92,7 +99,9 @@ impl Source {
         let config = file.as_deref().map(Config::load).transpose()?.unwrap_or_default();
         let environment = self.environment.as_deref();
         let bootstraps = config::bootstraps(&self.flags, &config.bootstraps, environment)?;
-        Ok(Read { file, bootstraps, requirements: config.requirements })
+        let (flag, variable) = &self.workers;
+        let workers = Workers::choose(*flag, config.workers, variable.as_deref())?;
+        Ok(Read { file, bootstraps, requirements: config.requirements, workers })
     }
 
     /// Whether bootstraps were typed, so that those of the file are not used.
@@ -125,10 +134,16 @@ pub fn plan<C: Command>(
         let read: Result<Bootstrap> = text.parse();
         problems.take(read.map_err(|error| named("--bootstrap", error)))
     });
+    let flags: Vec<_> = flags.collect();
+    let workers = common.worker_threads.as_deref().and_then(|text| {
+        let read: Result<Workers> = text.parse();
+        problems.take(read.map_err(|error| named("--worker-threads", error)))
+    });
     let source = Source {
-        flags: flags.collect(),
+        flags,
         configfile: common.configfile.clone(),
         environment: environment.bootstraps.clone(),
+        workers: (workers, environment.workers.clone()),
     };
     let read = problems.take(source.read()).unwrap_or_default();
     if common.psk.is_some() {
@@ -324,8 +339,11 @@ impl Plan {
         let settings = self.settings();
         let text = |value: &dyn ToString| Value::from(value.to_string());
         let path = |path: &std::path::Path| Value::from(path.display().to_string());
-        let config =
-            Config { requirements: settings.requirements, bootstraps: settings.bootstraps.clone() };
+        let config = Config {
+            requirements: settings.requirements,
+            bootstraps: settings.bootstraps.clone(),
+            workers: read.workers,
+        };
         let config = serde_json::from_str(&config.to_json()).unwrap_or(Value::Null);
         let identity = if settings.ephemeral { "ephemeral".into() } else { path(&settings.key()) };
         let mut shown = Map::new();

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lca::{Error, Exit, Kind, Result, endpoint::Role};
+use lca::{Error, Exit, Kind, Result, endpoint::Role, workers::Workers};
 use lca_node::Node;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -68,7 +68,7 @@ pub fn main<C: Command>() -> ExitCode {
             Err(_) => Exit::Other.into(),
         };
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match Workers::runtime(read.workers) {
         Ok(runtime) => runtime,
         Err(error) => {
             tell(&Error::new(Kind::Internal, "cannot start the runtime").because(error));
@@ -204,6 +204,9 @@ fn say_what_changed(before: &Read, after: &Read, source: &Source) {
         let bootstraps: Vec<_> = after.bootstraps.iter().map(ToString::to_string).collect();
         tracing::info!(file, ?bootstraps, "changed: the bootstraps; connections to others stay");
         tracing::info!("not changed before a restart: the bootstraps that instances are told");
+    }
+    if before.workers != after.workers {
+        tracing::info!("not changed before a restart: the worker threads");
     }
     if source.has_flags() {
         tracing::info!("not changed: the bootstraps, which were given by --bootstrap");

@@ -6,11 +6,16 @@ use super::{
     Bootstrap, Config,
     json::{Object, Problems, Ranged as _, Value, describe},
 };
-use crate::spec::MAX_RTT_MS;
+use crate::{
+    spec::MAX_RTT_MS,
+    workers::{MAX_WORKERS, Workers},
+};
 
 pub(super) fn config(root: &Value<'_>, problems: &mut Problems) -> Config {
     let mut config = Config::default();
-    let Some(root) = problems.object(root, "", &["Perf", "Bootstraps"]) else { return config };
+    let Some(root) = problems.object(root, "", &["Perf", "Bootstraps", "WorkerThreads"]) else {
+        return config;
+    };
     if let Some(perf) = root.get("Perf")
         && let Some(perf) = problems.object(&perf.value, "Perf", &["SoftReq", "HardReq"])
     {
@@ -30,6 +35,9 @@ pub(super) fn config(root: &Value<'_>, problems: &mut Problems) -> Config {
     }
     if let Some(bootstraps) = root.get("Bootstraps") {
         config.bootstraps = read_bootstraps(&bootstraps.value, problems);
+    }
+    if let Some(workers) = root.get("WorkerThreads") {
+        config.workers = read_workers(&workers.value, problems);
     }
     config
 }
@@ -58,6 +66,20 @@ fn limit(perf: &Object<'_>, name: &str, problems: &mut Problems) -> Option<(usiz
         );
     }
     millis.map(|millis: u32| (at, Duration::from_millis(millis.into())))
+}
+
+fn read_workers(value: &Value<'_>, problems: &mut Problems) -> Option<Workers> {
+    let (workers, found) = match value {
+        Value::NumberLit(number) => {
+            (number.value.parse().ok(), number.value.chars().take(20).collect::<String>())
+        }
+        other => (None, describe(other).to_owned()),
+    };
+    if workers.is_none() {
+        let reason = format!("must be a whole number from 1 to {MAX_WORKERS}, not {found}");
+        problems.add(value.start(), "WorkerThreads", reason);
+    }
+    workers
 }
 
 fn read_bootstraps(value: &Value<'_>, problems: &mut Problems) -> Vec<Bootstrap> {

@@ -55,6 +55,8 @@ fn everything_that_is_wrong_is_said_at_once_with_its_place() {
             "0.0.0.0:1",
             "--metrics-listen",
             "x",
+            "--worker-threads",
+            "0",
         ];
         let mut command = machine.daemon("proxy", &flags);
         command.arg("--configfile").arg(&conf).arg("--keyfile").arg(&key);
@@ -75,6 +77,7 @@ fn everything_that_is_wrong_is_said_at_once_with_its_place() {
             "--advertise: ",
             "--grpc-listen: ",
             "--metrics-listen: ",
+            "--worker-threads: ",
             "conf.json:2:",
             "conf.json:3:",
             "the key file",
