@@ -212,6 +212,16 @@ impl Flight {
         self.question.how != How::Nearer
     }
 
+    /// Whether those who waited have been told its end.
+    pub(crate) fn has_landed(&self) -> bool {
+        self.landed.load(Ordering::Relaxed)
+    }
+
+    /// Where what it does is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Notes that a step which began at `since` is over. `name` is also a label.
     pub(crate) fn step(&self, name: &'static str, since: Instant, detail: impl Into<String>) {
         if self.is_waited_for() {

@@ -166,7 +166,7 @@ async fn ensure(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<Landed>
             Leave::Use(landed) => return Ok(landed),
         }
     }
-    let landed = carry_out(inner, &order, ticket, flight, |_| {}).await?;
+    let landed = carry_out(inner, order, ticket, flight, |_| {}).await?;
     if flight.question().avoids().contains(&landed.instance) {
         // The request has been there, and this manager does not start a second one.
         return Err(Error::new(
@@ -189,13 +189,14 @@ async fn start_another(inner: &Inner, spec: &Cached, flight: &Flight) -> Result<
         Some(max) if order.first.is_none() => Some(limit::start(inner, spec, max, flight).await?),
         _ => None,
     };
-    carry_out(inner, &order, ticket, flight, |peer| inner.remember(flight.id().clone(), peer)).await
+    carry_out(inner, order, ticket, flight, |peer| inner.remember(flight.id().clone(), peer)).await
 }
 
 fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> Order {
     Order {
         name: spec.spec.name.clone(),
         service: spec.hash,
+        artifact: spec.spec.artifact,
         resources: spec.spec.resources,
         limits: flight.question().limits(),
         start_timeout: spec.spec.readiness.start_timeout,
@@ -203,17 +204,22 @@ fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> O
         mode,
         request_id: flight.id().clone(),
         first,
+        hedges: true,
     }
 }
 
 async fn carry_out(
     inner: &Inner,
-    order: &Order,
+    mut order: Order,
     ticket: Option<Ticket>,
     flight: &Flight,
-    asking: impl Fn(PeerId),
+    chosen: impl Fn(PeerId),
 ) -> Result<Landed> {
-    let starting = allocate(&inner.reach, &inner.allocators, order, flight, asking);
+    // Two that are at it with leave for one would be one too many.
+    order.hedges = ticket.is_none();
+    let service = order.service;
+    let Inner { reach, allocators, spawner, .. } = inner;
+    let starting = allocate(reach, allocators, spawner, order, flight, chosen);
     let landed = match &ticket {
         Some(ticket) => ticket.held(starting).await?,
         None => starting.await?,
@@ -222,7 +228,7 @@ async fn carry_out(
     if let Some(ticket) = ticket {
         ticket.became(*instance, endpoint.peer);
     }
-    inner.cache().add(order.service, *instance, endpoint, Load::default(), Instant::now());
+    inner.cache().add(service, *instance, endpoint, Load::default(), Instant::now());
     Ok(landed)
 }
 

@@ -79,6 +79,10 @@ pub struct Manager {
     pub looks: Counters,
     /// Starts of further instances for load, by outcome.
     pub scale_out: Counters,
+    /// Starts for which a second allocator was asked, by who was used.
+    pub hedges: Counters,
+    /// Instances that came second, by what became of them.
+    pub surplus: Counters,
 }
 
 /// What an allocator counts.
@@ -266,6 +270,18 @@ impl Manager {
                 &["outcome"],
                 &["started", "taken", "refused"],
                 "Times that one more instance was wanted for load, by what came of it.",
+            ),
+            hedges: families.counters(
+                "lca_hedged_starts_total",
+                &["outcome"],
+                &["first", "second", "neither"],
+                "Starts for which a second allocator was asked, by whose instance was used.",
+            ),
+            surplus: families.counters(
+                "lca_surplus_instances_total",
+                &["outcome"],
+                &["released", "used", "kept", "none", "lost"],
+                "What became of instances of hedged starts that came second.",
             ),
         }
     }

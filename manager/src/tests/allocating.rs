@@ -6,10 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, future::join_all, stream};
 use lca::{
     Error, InstanceId, Kind, PeerId, Result,
-    api::{
-        self,
-        proto::{self, InstanceState, allocate_request::Mode},
-    },
+    api::proto::{self, InstanceState, allocate_request::Mode},
     discovery::{Discovery, Finding, Found, Key, memory::Peer},
     endpoint::{Endpoint, Role},
     testing::{self, eventually},
@@ -286,21 +283,6 @@ async fn an_allocator_that_dies_at_work_is_given_up_in_seconds() {
     world.network.take_down(stuck.id());
     let target = timeout(Duration::from_secs(6), picked).await.unwrap().unwrap().unwrap();
     assert_eq!(target.endpoint.peer, other.id());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_slow_allocator_is_waited_for_and_nobody_else_starts_a_second_one() {
-    let world = World::new();
-    let stuck = || world.allocator_that(Behaviour::Waits(Arc::new(Semaphore::new(0))));
-    let (a, b, client) = (stuck(), stuck(), world.client());
-    let begun = Instant::now();
-    let deadline = begun + api::MAX_CALL * 2;
-    let error = client.manager.pick(Wish { deadline, ..wish(HELLO) }).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Timeout, "{error}");
-    assert!(error.public().contains("did not answer within"), "{error}");
-    assert!(error.retry_delay().is_some());
-    assert!(begun.elapsed() > api::MAX_FETCH + Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert_eq!(a.asked().len() + b.asked().len(), 1);
 }
 
 #[tokio::test]

@@ -9,11 +9,14 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use lca::{
     Digest, Error, InstanceId, Kind, PeerId, Result, ServiceHash, Spec,
-    api::proto::{
-        self, AllocateRequest, Instance, InstanceState,
-        allocator_server::{Allocator, AllocatorServer},
-        instance_event::Event,
-        instances_server::{Instances, InstancesServer},
+    api::{
+        Caller,
+        proto::{
+            self, AllocateRequest, Instance, InstanceState,
+            allocator_server::{Allocator, AllocatorServer},
+            instance_event::Event,
+            instances_server::{Instances, InstancesServer},
+        },
     },
     discovery::{
         Discovery, Key,
@@ -107,6 +110,7 @@ impl World {
             asked: Vec::new(),
             claimed: Vec::new(),
             taken: None,
+            cached: Vec::new(),
         };
         let (state, feed) = (Arc::new(Mutex::new(state)), broadcast::Sender::new(64));
         let allocator = FakeAllocator { peer, state, feed };
@@ -155,6 +159,8 @@ pub(crate) enum Behaviour {
     Starts,
     /// Starts or stops one for each permit.
     Waits(Arc<Semaphore>),
+    /// Begins one at once, which is ready after so long, whether or not the caller waits.
+    Takes(Duration),
     Refuses(Error),
     /// Never answers, whatever it is asked.
     Hangs,
@@ -184,6 +190,7 @@ struct State {
     claimed: Vec<proto::ClaimRequest>,
     /// What it says to claims; `None`: granted.
     taken: Option<proto::ClaimResponse>,
+    cached: Vec<String>,
 }
 
 impl FakeAllocator {
@@ -253,6 +260,18 @@ impl FakeAllocator {
         self.feed.receiver_count() > 0
     }
 
+    /// It has the program of `spec` and need not fetch it.
+    pub(crate) fn has(&self, spec: &proto::ServiceSpec) {
+        self.lock().cached.push(spec.artifact.clone());
+    }
+
+    /// Its instances are working on so many requests.
+    pub(crate) fn is_used(&self, in_flight: u32) {
+        for instance in &mut self.lock().instances {
+            instance.load = Some(proto::Load { in_flight, ..Default::default() });
+        }
+    }
+
     /// Its only instance is no more, and nobody is told.
     pub(crate) fn loses_all(&self) {
         self.lock().instances.clear();
@@ -294,6 +313,7 @@ impl Allocator for FakeAllocator {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<proto::AllocateResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let behaviour = {
             let mut state = self.lock();
@@ -303,6 +323,32 @@ impl Allocator for FakeAllocator {
         match behaviour {
             Behaviour::Starts => {}
             Behaviour::Waits(permits) => permits.acquire().await.unwrap().forget(),
+            Behaviour::Takes(time) => {
+                let answer = |instance| {
+                    let instance = Some(instance);
+                    Ok(Response::new(proto::AllocateResponse { instance, ..Default::default() }))
+                };
+                let same = |one: &Instance| one.request_id == request.request_id;
+                if let Some(before) = self.instances().into_iter().find(same) {
+                    return answer(before);
+                }
+                let id = InstanceId::random();
+                let mut begun = self.instance(&request.service, &request.service_hash, id);
+                begun.state = InstanceState::Starting.into();
+                begun.request_id = request.request_id.clone();
+                if let Caller::Peer(peer) = caller {
+                    begun.requested_by = peer.to_string();
+                }
+                self.lock().instances.push(begun);
+                let this = self.clone();
+                let ready = tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    this.set(id, InstanceState::Ready);
+                });
+                ready.await.unwrap();
+                let this = |one: &Instance| one.id == id.to_string();
+                return answer(self.instances().into_iter().find(this).unwrap());
+            }
             Behaviour::Hangs => std::future::pending().await,
             Behaviour::Refuses(error) => return Err(error.into()),
             Behaviour::StartsOnly(hash) if request.service_hash != hash.to_string() => {
@@ -365,7 +411,13 @@ impl Allocator for FakeAllocator {
         let capacity = |instances| Some(proto::Capacity { instances, ..Default::default() });
         let used = capacity(self.instances().len() as u32);
         let total = Some(proto::Capacity { cpu_millis: 8000, memory_bytes: 8 << 30, instances: 8 });
-        Ok(Response::new(proto::DescribeResponse { total, used, ..Default::default() }))
+        let cached_artifacts = self.lock().cached.clone();
+        Ok(Response::new(proto::DescribeResponse {
+            total,
+            used,
+            cached_artifacts,
+            ..Default::default()
+        }))
     }
 
     async fn logs(

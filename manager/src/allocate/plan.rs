@@ -1,0 +1,117 @@
+//! The allocators in the order in which they are asked, worked out as far as it is needed:
+//! those that are sound first, and the doubtful only where those will not do.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use lca::{Error, PeerId, api::proto::allocate_request::Mode, endpoint::Endpoint};
+
+use super::{Order, ask_facts, groups, heed_rooms, measure, refusals::Refusals};
+use crate::{
+    allocators::{Allocator, Allocators},
+    begun,
+    flight::Flight,
+    policy::{self, Offer},
+    reach::Reach,
+};
+
+/// Of those that may be asked, how many are followed for what they have left: the first
+/// is asked, and the others if it has nothing.
+const MAX_FOLLOWED: usize = 3;
+
+/// See the module.
+pub(super) struct Plan<'a> {
+    pub(super) reach: &'a Reach,
+    pub(super) allocators: &'a Allocators,
+    pub(super) order: &'a Order,
+    flight: &'a Flight,
+    /// Last first: who is asked, and how long measuring them may take.
+    groups: Vec<(Vec<Allocator>, Duration)>,
+    /// What these have begun is joined.
+    doubtful: Vec<Allocator>,
+    ranked: VecDeque<Arc<Endpoint>>,
+    /// Nobody is named twice.
+    named: Vec<PeerId>,
+    /// Why those that are not named are not.
+    pub(super) refusals: Refusals,
+}
+
+/// What is known of one group.
+struct Ranked {
+    order: VecDeque<Arc<Endpoint>>,
+    offers: Vec<Offer>,
+    silent: Vec<(PeerId, Error)>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(
+        reach: &'a Reach,
+        allocators: &'a Allocators,
+        order: &'a Order,
+        flight: &'a Flight,
+        all: Vec<Allocator>,
+    ) -> Self {
+        let [sound, doubtful] = groups(all, order.first);
+        Self {
+            reach,
+            allocators,
+            order,
+            flight,
+            doubtful: doubtful.0.clone(),
+            groups: vec![doubtful, sound],
+            ranked: VecDeque::new(),
+            named: Vec::new(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// The next one. Dropping it before its end loses nobody.
+    pub(super) async fn next(&mut self) -> Option<Arc<Endpoint>> {
+        loop {
+            if let Some(endpoint) = self.ranked.pop_front() {
+                if self.named.contains(&endpoint.peer) {
+                    continue;
+                }
+                self.named.push(endpoint.peer);
+                return Some(endpoint);
+            }
+            let (group, patience) = self.groups.last()?;
+            let Ranked { order, offers, silent } = self.rank(group, *patience).await;
+            self.groups.pop();
+            self.ranked = order;
+            silent.into_iter().for_each(|(peer, error)| self.refusals.add(peer, error));
+            self.refusals.too_far(&offers, &self.order.limits);
+        }
+    }
+
+    async fn rank(&self, group: &[Allocator], patience: Duration) -> Ranked {
+        let Self { reach, allocators, order, .. } = self;
+        let one = |peer: &PeerId| {
+            let mut all = group.iter().chain(&self.doubtful).map(|one| &one.endpoint);
+            all.find(|endpoint| endpoint.peer == *peer).cloned()
+        };
+        let (mut offers, silent) = measure(reach, allocators, order.service, group, patience).await;
+        let joins = order.mode != Mode::New;
+        heed_rooms(&mut offers, allocators, order.resources, joins);
+        ask_facts(reach, order.placement, order.service, &order.limits, group, &mut offers).await;
+        let mut ranked =
+            policy::rank(order.placement, joins, &offers, &order.limits, order.service);
+        if let Some(first) = order.first
+            && let Some(at) = ranked.iter().position(|peer| *peer == first)
+        {
+            ranked[..=at].rotate_right(1);
+        }
+        ranked.iter().take(MAX_FOLLOWED).filter_map(one).for_each(|it| allocators.rooms.need(&it));
+        if order.mode == Mode::Ensure {
+            let near = begun::whom(reach, &order.limits, &ranked, &offers, &self.doubtful);
+            let near: Vec<_> = near.iter().filter_map(one).collect();
+            let tried = self.flight.question().avoids();
+            if near.len() > 1
+                && let Some(peer) = begun::begun(reach, order.service, near, tried).await
+            {
+                ranked.retain(|one| *one != peer);
+                ranked.insert(0, peer);
+            }
+        }
+        Ranked { order: ranked.iter().filter_map(one).collect(), offers, silent }
+    }
+}
