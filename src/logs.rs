@@ -1,11 +1,18 @@
 //! How a daemon writes its log: to stderr, for people or as JSON lines.
 //!
-//! `RUST_LOG` overrides the level. Nothing at the default level is written per
-//! request; what belongs to a request carries its id and the peer.
+//! `RUST_LOG` overrides the level, as targets with levels (`info,lca_node=debug`); fields
+//! and spans are not filtered by, which would take an engine of regular expressions into
+//! every daemon. Nothing at the default level is written per request; what belongs to a
+//! request carries its id and the peer.
 
-use std::io::IsTerminal as _;
+use std::{env, io::IsTerminal as _};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    Layer as _,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,16 +24,66 @@ pub enum Format {
     Json,
 }
 
-/// Installs the log of this process. `level` is used where `RUST_LOG` is unset, such
-/// as `info` or `warn,lca_node=debug`. A second call changes nothing.
+/// Installs the log of this process. `level` is used where `RUST_LOG` is unset, empty or
+/// not understood (which the log then says), such as `info` or `warn,lca_node=debug`. A
+/// second call changes nothing.
 pub fn init(format: Format, level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = env::var("RUST_LOG").ok();
+    let (filter, misread) = filter(wanted.as_deref(), level);
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    let _already_installed = match format {
-        Format::Human => log.with_target(false).try_init(),
-        Format::Json => log.json().flatten_event(true).try_init(),
+    let log = match format {
+        Format::Human => log.with_target(false).boxed(),
+        Format::Json => log.json().flatten_event(true).boxed(),
     };
+    let installed = tracing_subscriber::registry().with(filter).with(log).try_init().is_ok();
+    if let Some(misread) = misread.filter(|_| installed) {
+        tracing::warn!(RUST_LOG = wanted, error = %misread, "not understood, the default is used");
+    }
+}
+
+/// What is let through, and what was wrong with `wanted` if that is not it.
+fn filter(
+    wanted: Option<&str>,
+    level: &str,
+) -> (Targets, Option<tracing_subscriber::filter::ParseError>) {
+    let default =
+        || level.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    match wanted.map(str::trim).filter(|wanted| !wanted.is_empty()).map(str::parse) {
+        None => (default(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(misread)) => (default(), Some(misread)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn the_environment_says_by_target_what_is_logged() {
+        let (filter, misread) = filter(Some("warn,lca_node=debug"), "info");
+        assert!(misread.is_none());
+        assert!(filter.would_enable("lca_node::mesh", &Level::DEBUG));
+        assert!(!filter.would_enable("lca_proxy", &Level::INFO));
+    }
+
+    #[test]
+    fn what_is_unset_or_empty_means_the_default() {
+        for wanted in [None, Some(""), Some("  ")] {
+            let (filter, misread) = filter(wanted, "info");
+            assert!(misread.is_none());
+            assert!(filter.would_enable("lca_proxy", &Level::INFO));
+            assert!(!filter.would_enable("lca_proxy", &Level::DEBUG));
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_told_and_means_the_default() {
+        let (filter, misread) = filter(Some("lca_node=loud"), "info");
+        assert!(misread.is_some());
+        assert!(filter.would_enable("lca_proxy", &Level::INFO));
+    }
 }

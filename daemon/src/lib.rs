@@ -23,6 +23,7 @@ mod reflection;
 pub mod registry;
 mod report;
 pub mod run;
+mod settle;
 
 pub use base::{Addresses, STOP_WITHIN, Settings};
 

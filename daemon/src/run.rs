@@ -31,6 +31,7 @@ use crate::{
     plan::{self, Environment, Plan, Read, Source},
     proxy, registry,
     report::Report,
+    settle::settle,
 };
 
 /// What a daemon logs: its own news, and of libp2p only what is wrong.
@@ -131,6 +132,7 @@ async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
         () = stop(interrupt, terminate) => true,
         () = daemon.failed() => false,
         () = keep_alive(&notify) => false,
+        () = settle() => false,
         () = reload(hangup, &daemon, &source, read, &notify) => false,
     };
     let exit = drain(daemon, &mut signals, &notify, Instant::now()).await;
