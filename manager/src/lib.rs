@@ -130,6 +130,20 @@ pub struct Target {
     pub(crate) ticket: Arc<moving::loads::Ticket>,
 }
 
+impl Target {
+    /// The request's place at the instance, for whoever passes its answer on: from now on
+    /// it counts as under way until that is dropped, whatever is reported. To be taken
+    /// before the report, and once.
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay(self.ticket.handed_on())
+    }
+}
+
+/// A request that counts as under way at its instance as long as this is held.
+#[derive(Debug)]
+#[must_use = "the request is over as soon as this is dropped"]
+pub struct UnderWay(#[expect(dead_code, reason = "held for its end")] moving::loads::Ticket);
+
 /// What became of a request that was sent to a [`Target`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -152,7 +152,7 @@ impl Moving {
         self.lock().loads.of(instance, now)
     }
 
-    /// What became of a request: it is over.
+    /// What became of a request: it is over, unless its place was handed on.
     pub(crate) fn report(&self, target: &Target, outcome: Outcome, now: Instant) {
         match outcome {
             Outcome::Answered { load, .. } => self.lock().loads.said(target.instance, load, now),

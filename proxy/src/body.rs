@@ -1,7 +1,9 @@
 //! A request's body that can be sent again: from its beginning if it was small enough
-//! to hold, or as long as nobody has taken any of it.
+//! to hold, or as long as nobody has taken any of it. And an answer's, with which the
+//! request is over.
 //!
-//! It is held while it is sent, not before: the first attempt waits for nothing.
+//! What can be sent again is held while it is sent, not before: the first attempt waits
+//! for nothing.
 
 use std::{
     io,
@@ -15,7 +17,8 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use lca::metrics::Counter;
-use lca_node::h1::{self, Body, BoxError, Patient};
+use lca_manager::UnderWay;
+use lca_node::h1::{self, Body, BoxError, Metered, Patient};
 
 /// The body of one request, for all its attempts.
 pub(crate) struct Upload<B> {
@@ -197,6 +200,44 @@ impl<B> Drop for Attempt<B> {
                 waiting.wake();
             }
         }
+    }
+}
+
+/// The body of an answer: its bytes are counted, and its request is under way until it has
+/// come to its end or nobody wants it any more.
+pub(crate) struct Download {
+    inner: Metered<Body>,
+    under_way: Option<UnderWay>,
+}
+
+impl Download {
+    pub(crate) fn new(inner: Body, bytes: Counter, under_way: UnderWay) -> Self {
+        let under_way = (!inner.is_end_stream()).then_some(under_way);
+        Self { inner: Metered::new(inner, bytes), under_way }
+    }
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if self.inner.is_end_stream() || !matches!(frame, Some(Ok(_))) {
+            self.under_way = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

@@ -13,17 +13,17 @@ use lca::{
     mesh::Mesh as _,
     metrics::{Counter, Ended, Exchange},
 };
-use lca_manager::{Manager, Outcome, Target, Wish};
+use lca_manager::{Manager, Outcome, Target, UnderWay, Wish};
 use lca_node::{
     Node,
-    h1::{self, Body, Failed, HeadAfter, Metered},
+    h1::{self, Body, Failed, HeadAfter},
     mesh,
 };
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Config,
-    body::{Broke, Upload},
+    body::{Broke, Download, Upload},
     debug::Trace,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
@@ -205,14 +205,15 @@ impl Forward {
             let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
             let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
                 Ok(answer) => match self.judge(&target, &answer, upload.is_none()) {
-                    None => {
+                    Ok(under_way) => {
                         if let Some((sent, trace)) = sent.zip(trace.as_mut()) {
                             trace.answered(sent.elapsed(), &answer);
                         }
                         let ended = Ended::Answered(answer.status());
-                        return Ok((to_client(answer, counted.download.clone()), ended));
+                        let bytes = counted.download.clone();
+                        return Ok((to_client(answer, bytes, under_way), ended));
                     }
-                    Some(trouble) => (trouble, None),
+                    Err(trouble) => (trouble, None),
                 },
                 Err(Failed::NotSent(_, error)) => (Trouble::NotSent, Some(error)),
                 // Whoever is served there waits in vain as well.
@@ -264,21 +265,28 @@ impl Forward {
     }
 
     /// Whether an answer is the application's, which is reported, or says that there
-    /// is none. `bare`: the request had no body, so it was sent at once.
-    fn judge(&self, target: &Target, answer: &Response<Body>, bare: bool) -> Option<Trouble> {
+    /// is none. The request is under way until all of its answer has been passed on.
+    /// `bare`: it had no body, so it was sent at once.
+    fn judge(
+        &self,
+        target: &Target,
+        answer: &Response<Body>,
+        bare: bool,
+    ) -> Result<UnderWay, Trouble> {
         let headers = answer.headers();
         if let Some(refusal) = headers.get(REFUSAL) {
-            return Some(Trouble::Refused(Refusal::from_header(refusal)));
+            return Err(Trouble::Refused(Refusal::from_header(refusal)));
         }
         if let Some(failure) = headers.get(FAILURE) {
-            return Some(Failure::from_header(failure).into());
+            return Err(Failure::from_header(failure).into());
         }
         let load = headers.get(LOAD).map(Load::from_header);
         let after = answer.extensions().get::<HeadAfter>().filter(|_| bare);
         let way = after.zip(load.as_ref()).and_then(|(after, load)| way(*after, load));
         let load = load.unwrap_or_default();
+        let under_way = target.under_way();
         self.manager.report(target, Outcome::Answered { load, way });
-        None
+        Ok(under_way)
     }
 }
 
@@ -340,11 +348,11 @@ fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<B
     request
 }
 
-fn to_client(answer: Response<Body>, bytes: Counter) -> Response<Body> {
+fn to_client(answer: Response<Body>, bytes: Counter, under_way: UnderWay) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     headers::for_client(&mut parts.headers);
-    Response::from_parts(parts, Metered::new(body, bytes).boxed_unsync())
+    Response::from_parts(parts, Download::new(body, bytes, under_way).boxed_unsync())
 }
 
 fn redirect(location: HeaderValue) -> Response<Body> {

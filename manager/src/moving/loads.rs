@@ -79,6 +79,13 @@ impl Loads {
 }
 
 impl Ticket {
+    /// The place of the request, which somebody else holds from now on: this one's end
+    /// is of no account any more. It is over if this one was.
+    pub(crate) fn handed_on(&self) -> Self {
+        let over = self.over.swap(true, Ordering::Relaxed);
+        Self { own: self.own.clone(), over: AtomicBool::new(over) }
+    }
+
     /// The request is over. Only the first call counts.
     pub(crate) fn end(&self) {
         if !self.over.swap(true, Ordering::Relaxed) {
@@ -110,6 +117,23 @@ mod tests {
         assert_eq!(own(&loads), 1);
         drop(b);
         assert_eq!(own(&loads), 0);
+    }
+
+    #[test]
+    fn what_is_handed_on_is_counted_once_and_until_its_new_holder_lets_go() {
+        let (mut loads, now) = (Loads::default(), Instant::now());
+        let id = InstanceId::random();
+        let own = |loads: &Loads| loads.of(id, now).0;
+        let first = loads.begin(id);
+        let second = first.handed_on();
+        assert_eq!(own(&loads), 1);
+        first.end();
+        drop(first);
+        assert_eq!(own(&loads), 1, "it is not its any more");
+        second.end();
+        assert_eq!(own(&loads), 0);
+        drop(second.handed_on());
+        assert_eq!(own(&loads), 0, "it was over");
     }
 
     #[test]

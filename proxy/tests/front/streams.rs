@@ -216,3 +216,44 @@ async fn an_instance_that_vanishes_under_a_request_is_502_and_not_a_hang() {
     let answer = timeout(Duration::from_secs(10), client.head()).await.expect("no hang");
     assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
 }
+
+#[tokio::test]
+async fn an_instance_counts_as_busy_until_its_answer_has_come_to_its_end() {
+    // Each on a connection of its own, so that it is seen who is asked.
+    const ALL: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+    const HALF: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 4\r\n\r\nha";
+    let world = World::start().await;
+    let app = world.service("svc").await;
+    let other = world.another(&app).await;
+    let mut client = world.client().await;
+    client.write(GET).await;
+    let (mut streaming, first, second) = tokio::select! {
+        connection = app.accept() => (connection, &app, &other),
+        connection = other.accept() => (connection, &other, &app),
+    };
+    streaming.head().await;
+    streaming.write(HALF).await;
+    client.read_to("ha").await;
+    for _ in 0..5 {
+        let mut another = world.client().await;
+        another.write(GET).await;
+        second.serve(ALL).await;
+        another.read_to("ok").await;
+    }
+    assert!(first.is_untouched().await, "its answer was under way");
+    streaming.write("lf").await;
+    client.read_to("lf").await;
+    // Now the other one has an answer under way.
+    client.write(GET).await;
+    let mut streaming = second.accept().await;
+    streaming.head().await;
+    streaming.write(HALF).await;
+    client.read_to("ha").await;
+    for _ in 0..5 {
+        let mut another = world.client().await;
+        another.write(GET).await;
+        first.serve(ALL).await;
+        another.read_to("ok").await;
+    }
+    assert!(second.is_untouched().await, "its answer is under way");
+}
