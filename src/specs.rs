@@ -5,14 +5,15 @@
 //! current costs no I/O, and a registry that is away costs a known name nothing. One
 //! watch on the nearest registry keeps entries current; while there is none, an entry is
 //! good for its time to live and is then refreshed on use; when no registry answers it is
-//! served as it is, marked stale. Only what every registry that can be reached denies is
-//! [`Kind::NotFound`].
+//! served as it is, marked stale. A name that is not known then is asked of other nodes.
+//! Only what every registry that can be reached denies is [`Kind::NotFound`].
 //!
 //! | file | what |
 //! |---|---|
 //! | `cache` | what is known, and whether it may be used: no I/O, no clock |
 //! | `registries` | which registries there are, nearest first, and asking them |
 //! | `watch` | the task that follows one of them |
+//! | `hearsay` | what other nodes know, for when no registry can be reached |
 //! | `flights` | one question at a time for each name |
 //! | `fetch` | artifacts |
 //! | `file` | what is remembered over a restart |
@@ -42,12 +43,14 @@ use crate::{
 
 use cache::{Cache, Verdict};
 use flights::Flights;
+use hearsay::Hearsay;
 use registries::{Answer, Registries};
 
 mod cache;
 mod fetch;
 mod file;
 mod flights;
+mod hearsay;
 mod registries;
 mod watch;
 
@@ -85,6 +88,9 @@ pub struct Cached {
     pub hash: ServiceHash,
     /// True if no registry has confirmed it lately.
     pub stale: bool,
+    /// True if no registry has told this node, but another node while none could be
+    /// reached: good to look for the service and to ask for it, not to run it.
+    pub hearsay: bool,
     /// What requests for it are counted under.
     pub counted: metrics::Slot,
 }
@@ -93,7 +99,7 @@ impl Cached {
     /// `spec` as it was learnt.
     pub fn new(spec: Spec, stale: bool) -> Self {
         let hash = spec.hash();
-        Self { spec, hash, stale, counted: metrics::Slot::default() }
+        Self { spec, hash, stale, hearsay: false, counted: metrics::Slot::default() }
     }
 }
 
@@ -109,6 +115,7 @@ struct Shared {
     /// Told when what is to be remembered has changed.
     changed: Notify,
     registries: Registries,
+    hearsay: Hearsay,
     questions: Flights<ServiceName, Arc<Cached>>,
     fetches: Flights<(Digest, PathBuf), PathBuf>,
     spawner: Spawner,
@@ -137,7 +144,8 @@ impl Specs {
             shared: Arc::new(Shared {
                 cache: Mutex::new(cache),
                 changed: Notify::new(),
-                registries: Registries::new(discovery, mesh),
+                registries: Registries::new(discovery.clone(), mesh.clone()),
+                hearsay: Hearsay::new(discovery, mesh),
                 questions: Flights::default(),
                 fetches: Flights::default(),
                 spawner: spawner.clone(),
@@ -153,12 +161,13 @@ impl Specs {
     }
 
     /// The spec of a name. What is current is answered without I/O, what is known within
-    /// 100 ms; a name that is not known is asked for, within some five seconds. Cancel
+    /// 100 ms; a name that is not known is asked for, within some eight seconds, where
+    /// the last three are for other nodes if no registry can be reached. Cancel
     /// safe: a question that has begun goes on for the others who wait.
     ///
     /// # Errors
     /// [`Kind::NotFound`] naming it, if every registry that can be reached says so;
-    /// [`Kind::Unavailable`] if none can be and nothing is known; [`Kind::NoCapacity`]
+    /// [`Kind::Unavailable`] if none can be and no node in reach knows it; [`Kind::NoCapacity`]
     /// under a flood of unknown names.
     pub async fn get(&self, name: &ServiceName) -> Result<Arc<Cached>> {
         let known = match self.cache().judge(name, Instant::now()) {
@@ -269,9 +278,9 @@ impl Specs {
         let least = self.cache().revision(name);
         let answer = self.shared.registries.ask(name, least).await;
         let now = Instant::now();
-        let mut cache = self.cache();
         match answer {
             Answer::Spec { spec, from } => {
+                let mut cache = self.cache();
                 cache.reached();
                 let cached = cache.answered(*spec, from, asked, now);
                 drop(cache);
@@ -279,17 +288,38 @@ impl Specs {
                 Ok(cached)
             }
             Answer::Denied { silent } => {
+                let mut cache = self.cache();
                 cache.reached();
                 let kept = cache.denied(name, &silent, asked, now);
                 drop(cache);
                 self.shared.changed.notify_one();
                 kept.ok_or_else(|| not_found(name))
             }
-            Answer::Silence => {
-                cache.unreached(now);
-                cache.stale(name).ok_or_else(|| unreachable(name))
+            Answer::Silence => self.ask_others(name).await,
+        }
+    }
+
+    /// No registry can be reached: what this node knows, or else what others do.
+    async fn ask_others(&self, name: &ServiceName) -> Result<Arc<Cached>> {
+        {
+            let (mut cache, now) = (self.cache(), Instant::now());
+            cache.unreached(now);
+            if let Some(known) = cache.stale(name) {
+                return Ok(known);
+            }
+            if cache.is_denied(name, now) {
+                return Err(unreachable(name));
             }
         }
+        let told = self.shared.hearsay.ask(name).await;
+        let mut cache = self.cache();
+        if let Some(known) = cache.stale(name) {
+            // A registry has come back meanwhile.
+            return Ok(known);
+        }
+        let (spec, from) = told.ok_or_else(|| unreachable(name))?;
+        tracing::info!(%name, revision = spec.revision, from = from.short(), "heard of");
+        Ok(cache.heard(spec, from))
     }
 
     /// What is known; held for a few instructions, never across an await.

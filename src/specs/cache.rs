@@ -1,8 +1,9 @@
 //! What is known of each name, and what may be done with it at a given moment.
 //!
-//! Three sources tell of a name: a watch, which is complete and in order as long as it
+//! Four sources tell of a name: a watch, which is complete and in order as long as it
 //! lasts; answers to questions, which may be overtaken by what the watch said meanwhile;
-//! and a file from before the start, which is only better than nothing. The invariant:
+//! and a file from before the start and other nodes, which are only better than nothing:
+//! any word of a registry takes the place of theirs. The invariant:
 //! an entry counts as current only if its own registry is being watched, or confirmed it
 //! within the time to live; and no answer undoes what was learnt after it was asked for.
 
@@ -23,6 +24,10 @@ const ABSENT_FOR: Duration = Duration::from_millis(500);
 /// on the request path. The watch does, more often than this, and ends it when it
 /// succeeds.
 const OUTAGE: Duration = Duration::from_secs(10);
+
+/// How long other nodes are not asked for a name that a registry said is none: they may
+/// not have heard.
+const DENIED_FOR: Duration = Duration::from_secs(600);
 
 /// What a name is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,9 +113,10 @@ impl Cache {
         self.used.is_some_and(|used| now.saturating_duration_since(used) < within)
     }
 
-    /// The revision that is known.
+    /// The revision that a registry told of.
     pub(super) fn revision(&self, name: &ServiceName) -> u64 {
-        self.entries.peek(name).map_or(0, |entry| entry.cached.spec.revision)
+        let known = self.entries.peek(name).filter(|entry| !entry.cached.hearsay);
+        known.map_or(0, |entry| entry.cached.spec.revision)
     }
 
     /// What is known of a name, marked stale.
@@ -123,6 +129,20 @@ impl Cache {
         let name = spec.name.clone();
         let cached = Arc::new(Cached::new(spec, true));
         self.entries.put(name, Entry { cached, from, confirmed: None });
+    }
+
+    /// Learns what another node knows of a name that this one does not.
+    pub(super) fn heard(&mut self, spec: Spec, from: PeerId) -> Arc<Cached> {
+        let name = spec.name.clone();
+        let cached = Arc::new(Cached { hearsay: true, ..Cached::new(spec, true) });
+        self.entries.put(name, Entry { cached: cached.clone(), from, confirmed: None });
+        cached
+    }
+
+    /// Whether a registry said lately that there is no such name.
+    pub(super) fn is_denied(&self, name: &ServiceName, now: Instant) -> bool {
+        let absence = self.absences.peek(name);
+        absence.is_some_and(|known| now.saturating_duration_since(known.since) < DENIED_FOR)
     }
 
     /// Learns the answer to a question, and says what to believe now.
@@ -183,7 +203,8 @@ impl Cache {
     pub(super) fn told(&mut self, spec: Spec, from: PeerId, now: Instant) -> bool {
         let known = self.entries.peek(&spec.name);
         // Another registry knows a later one; which of them is right is found by asking.
-        if known.is_some_and(|it| it.from != from && it.cached.spec.revision > spec.revision) {
+        let is_later = |it: &Entry| !it.cached.hearsay && it.cached.spec.revision > spec.revision;
+        if known.is_some_and(|it| it.from != from && is_later(it)) {
             return false;
         }
         let news = known.is_none_or(|it| it.cached.spec != spec || it.from != from);
@@ -228,7 +249,7 @@ impl Cache {
         }
     }
 
-    /// Everything worth remembering, and who said it, what was used last at the end.
+    /// Everything that is known, and who said it, what was used last at the end.
     pub(super) fn all(&self) -> Vec<(Arc<Cached>, PeerId)> {
         self.entries.iter().rev().map(|(_, entry)| (entry.cached.clone(), entry.from)).collect()
     }

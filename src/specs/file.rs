@@ -89,7 +89,8 @@ pub(super) async fn keep(specs: Specs, path: PathBuf, stopping: impl Future<Outp
 }
 
 async fn save(specs: &Specs, path: &Arc<PathBuf>) {
-    let (all, target) = (specs.cache().all(), path.clone());
+    let (mut all, target) = (specs.cache().all(), path.clone());
+    all.retain(|(cached, _)| !cached.hearsay);
     let written = tokio::task::spawn_blocking(move || write(&target, &encode(&all))).await;
     let failed = match written {
         Ok(Ok(())) => return,

@@ -3,6 +3,7 @@
 //! have a test that says so in its name.
 
 mod allocation;
+mod alone;
 mod at_most;
 mod calls;
 mod external;

@@ -3,10 +3,18 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use lca::{Digest, Result, ServiceName, artifact::Store, headers::Load, specs::Specs};
+use lca::{
+    Digest, Error, Kind, Result, ServiceName,
+    artifact::Store,
+    headers::Load,
+    specs::{Cached, Specs},
+};
 use lca_ingress::{Ingress, Registration};
 
 use super::{Catalog, Door, Gate, Known, Local};
+
+/// When whoever wanted a service that this node may not run may ask again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The node's specs, and this allocator's own folder of artifacts.
 #[derive(Debug)]
@@ -19,12 +27,12 @@ pub(crate) struct Shelf {
 impl Catalog for Shelf {
     async fn get(&self, name: &ServiceName) -> Result<Known> {
         let cached = self.specs.get(name).await?;
-        Ok(Known { spec: cached.spec.clone(), hash: cached.hash })
+        told(name, &cached)
     }
 
     async fn refresh(&self, name: &ServiceName) -> Result<Known> {
         let cached = self.specs.refresh(name).await?;
-        Ok(Known { spec: cached.spec.clone(), hash: cached.hash })
+        told(name, &cached)
     }
 
     async fn fetch(&self, digest: Digest) -> Result<PathBuf> {
@@ -32,13 +40,25 @@ impl Catalog for Shelf {
     }
 
     fn kept(&self) -> Vec<Known> {
-        let kept = self.specs.all().into_iter().filter(|cached| cached.spec.min_instances > 0);
-        kept.map(|cached| Known { spec: cached.spec.clone(), hash: cached.hash }).collect()
+        let mut kept = self.specs.all();
+        kept.retain(|cached| cached.spec.min_instances > 0 && !cached.hearsay);
+        kept.into_iter()
+            .map(|cached| Known { spec: cached.spec.clone(), hash: cached.hash })
+            .collect()
     }
 
     fn cached(&self) -> Vec<Digest> {
         self.store.list()
     }
+}
+
+/// What may be run: what a registry has told this node, now or in an earlier life.
+fn told(name: &ServiceName, cached: &Cached) -> Result<Known> {
+    if cached.hearsay {
+        let what = format!("no registry can be reached, and none has told this node of `{name}`");
+        return Err(Error::new(Kind::Unavailable, what).retry_after(RETRY_AFTER));
+    }
+    Ok(Known { spec: cached.spec.clone(), hash: cached.hash })
 }
 
 impl Gate for Ingress {

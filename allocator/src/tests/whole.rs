@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use lca::{
-    Digest, Spec,
+    Digest, Kind, Spec,
     api::{
         call,
         proto::{
@@ -116,5 +116,47 @@ async fn a_peer_has_a_service_of_the_registry_started_over_grpc() {
     assert_eq!(described.used.unwrap().instances, 1);
     assert_eq!(described.cached_artifacts, [digest.to_string()]);
     assert_eq!(described.drivers, ["process"]);
+    assert!(tasks.drain(PATIENCE).await, "a task had to be forced");
+}
+
+#[tokio::test]
+async fn what_other_nodes_say_of_a_service_is_never_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::default();
+    let tasks = Tasks::default();
+    // No registry, but a node that speaks like one.
+    let registry = Registry::in_memory(&dir.path().join("registry")).unwrap();
+    let script = b"#!/bin/sh\nexec sleep 60\n";
+    let digest = put(registry.artifacts(), script).await;
+    let liar = network.join(&[Role::Proxy]);
+    liar.serve(Routes::new(registry.server()));
+    let folder = dir.path().join("allocator");
+    let peer = allocator(&network, &folder, &tasks).await;
+    // It has the program from an earlier life.
+    put(&Store::open(&folder.join("artifacts")).unwrap(), script).await;
+
+    let client = network.join(&[]);
+    let spec = proto::ServiceSpec {
+        name: "demo".into(),
+        artifact: digest.to_string(),
+        arguments: vec!["of the liar".into()],
+        ..Default::default()
+    };
+    let channel = client.grpc(&liar.own()).await.unwrap();
+    let mut said = proto::registry_client::RegistryClient::new(channel);
+    let put = proto::PutServiceRequest { spec: Some(spec), if_revision: None };
+    let spec = said.put_service(put).await.unwrap().into_inner().spec.unwrap();
+    let request = proto::AllocateRequest {
+        service: "demo".into(),
+        service_hash: Spec::try_from(spec).unwrap().hash().to_string(),
+        mode: Mode::Ensure.into(),
+        request_id: "r1".into(),
+    };
+    let channel = client.grpc(&peer.own()).await.unwrap();
+    let mut api = AllocatorClient::new(channel);
+    let refused = call("the allocator", PATIENCE, request, |r| api.allocate(r)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unavailable, "{refused}");
+    assert!(refused.public().contains("none has told this node of `demo`"), "{refused}");
     assert!(tasks.drain(PATIENCE).await, "a task had to be forced");
 }

@@ -4,24 +4,20 @@
 use lca::{
     Error, Kind, Result, ServiceName,
     api::proto::{self, registry_server::Registry},
-    specs::Specs,
+    specs::{Cached, Specs},
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Relayed;
 
-/// Answers `GetService` for specs this node knows, refuses the rest.
+/// Answers `GetService` for specs of which a registry told this node, refuses the rest.
 #[derive(Clone, Debug)]
 pub struct KnownSpecs(pub(crate) Specs);
 
-/// What is known of `name`, as an answer.
-pub(super) fn answer(
-    specs: &Specs,
-    name: &ServiceName,
-) -> Option<Response<proto::GetServiceResponse>> {
-    let known = specs.known(name)?;
+/// What this node knows of a name, as an answer.
+pub(super) fn answer(known: &Cached) -> Response<proto::GetServiceResponse> {
     let spec = Some(proto::ServiceSpec::from(&known.spec));
-    Some(Response::new(proto::GetServiceResponse { spec, stale: true }))
+    Response::new(proto::GetServiceResponse { spec, stale: true })
 }
 
 fn refused() -> Status {
@@ -40,7 +36,9 @@ impl Registry for KnownSpecs {
         request: Request<proto::GetServiceRequest>,
     ) -> Result<Response<proto::GetServiceResponse>, Status> {
         let name: ServiceName = request.into_inner().name.parse().map_err(Error::from)?;
-        answer(&self.0, &name).ok_or_else(|| {
+        // What was hearsay here would be a rumour there.
+        let known = self.0.known(&name).filter(|known| !known.hearsay);
+        known.map(|known| answer(&known)).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("this node does not know a service {name}")).into()
         })
     }

@@ -38,7 +38,9 @@ impl Registry for Relay {
         };
         match asked.await.map_err(Error::from) {
             Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
-                known::answer(self.specs(), &name).ok_or_else(|| error.into())
+                // Other nodes may know it, where this one does not.
+                let known = self.specs().get(&name).await;
+                known.map(|known| known::answer(&known)).map_err(|_| error.into())
             }
             answer => Ok(answer?),
         }
