@@ -23,6 +23,10 @@ pub const FAILURE: HeaderName = HeaderName::from_static("lca-failure");
 /// Ingress to front, on every answer: see [`Load`].
 pub const LOAD: HeaderName = HeaderName::from_static("lca-load");
 
+/// Front to ingress, in `Upgrade`: the bytes that follow are for the port of the instance,
+/// whatever it speaks. No client can ask for it by this name.
+pub const TUNNEL: &str = "lca-tunnel";
+
 /// Why ingress refused a request. The application saw nothing of it, so the front may
 /// send it anywhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

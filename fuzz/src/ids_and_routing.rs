@@ -98,7 +98,15 @@ fn routing(text: &str) -> Option<Route> {
         headers.append(header::HOST, HeaderValue::from_str(host).ok()?);
     }
     let routed = route(&method, &uri, &headers, OWN).ok()?;
-    assert!(!matches!(method, Method::CONNECT | Method::TRACE), "{method} was routed");
+    assert!(method != Method::TRACE, "{method} was routed");
+    if let (&Method::CONNECT, Route::Service { service, target, .. }) = (&method, &routed) {
+        // A tunnel leads to the service that the target names, and to nothing else.
+        let named = uri.authority().expect("it names one").host().to_ascii_lowercase();
+        assert!(is_service_name(service.as_str()), "routed to {service}");
+        assert!(named == service.as_str() || named == format!("{service}.lca.localhost"));
+        assert_eq!(target.as_str(), "/");
+        return Some(routed);
+    }
     assert_eq!(headers.len(), 1, "routed without exactly one Host");
     let host: Authority = headers[header::HOST].as_bytes().try_into().expect("a host was read");
     // A page on the web that makes its own name mean this machine must get nowhere.

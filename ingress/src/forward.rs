@@ -9,12 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header::UPGRADE};
 use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     server::conn::http1,
     service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lca::{
@@ -22,16 +23,19 @@ use lca::{
     headers::{self, Failure, Load, Refusal},
     metrics::{Ended, Exchange, Held},
 };
-use lca_node::h1::{self, Body, BoxError, Cause, Failed, Metered, Patient, hygiene};
+use lca_node::h1::{
+    self, After, Body, BoxError, Cause, Dial as _, Failed, Joint, Metered, Patient, Switched,
+    Tunnel, hygiene,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::{
-    Shared,
-    instance::{Instance, Open},
+    Loopback, Shared,
+    instance::{Instance, Local, Open},
 };
 
 /// What a front sends at most: a client's 100 headers and those it adds itself.
@@ -50,16 +54,28 @@ where
     let end = Arc::new(Notify::new());
     let cut = end.clone();
     let stream = h1::Bounded::new(stream, config.instances.stall);
-    let service = service_fn(move |request| answer(ingress.clone(), request, from, end.clone()));
+    let after = After::default();
+    let left = after.clone();
+    let service = service_fn(move |request| {
+        answer(ingress.clone(), request, from, end.clone(), after.clone())
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.keep_alive)
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let served = async {
+        connection.await?;
+        match left.take() {
+            Some(joint) => joint.run().await.map_err(BoxError::from),
+            None => Ok(()),
+        }
+    };
     tokio::select! {
-        served = connection => if let Err(error) = served {
+        served = served => if let Err(error) = served {
             tracing::debug!(peer = %from.short(), %error, "connection over");
         },
         () = cut.notified() => tracing::debug!(peer = %from.short(), "cut off: the instance is gone"),
@@ -70,9 +86,10 @@ where
 /// request itself broke off.
 async fn answer(
     ingress: Arc<Shared>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     from: PeerId,
     end: Arc<Notify>,
+    after: After,
 ) -> Result<Response<Body>, BoxError> {
     let id = request.headers().get(headers::REQUEST_ID).cloned();
     let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
@@ -89,15 +106,30 @@ async fn answer(
         }
     };
     let exchange = Exchange::at_ingress(&ingress.metrics, instance.counted.clone());
-    let request = match for_application(request, &ingress, &instance) {
+    let asked = hygiene::upgrade(request.headers());
+    let client = hyper::upgrade::on(&mut request);
+    let tunnels = asked.as_ref().is_some_and(|protocol| protocol == headers::TUNNEL);
+    let mut request = match for_application(request, &ingress, &instance) {
         Ok(request) => request,
         Err(error) => {
             exchange.ended(Ended::Failed(error.kind()));
             return Ok(problem(&error, id, instance.load()));
         }
     };
+    if let Some(protocol) = asked {
+        hygiene::insert_upgrade(request.headers_mut(), protocol);
+    }
     let started = Instant::now();
-    match ingress.pool.send(&instance.local, request).await {
+    let sent = match tunnels {
+        false => ingress.pool.send(&instance.local, request).await,
+        true => dial(&ingress, &instance.local, request).await,
+    };
+    match sent {
+        Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            instance.answered(started.elapsed());
+            exchange.ended(Ended::Answered(answer.status()));
+            Ok(switched(&ingress, answer, client, open, &after))
+        }
         Ok(answer) => {
             let app = started.elapsed();
             instance.answered(app);
@@ -180,6 +212,51 @@ fn from_application(answer: Response<Body>, app: Duration, open: Open) -> Respon
     parts.headers.insert(headers::LOAD, Load { app, ..open.load() }.to_header());
     let body = Metered::new(body, open.counted().at_ingress().download.clone());
     Response::from_parts(parts, Counted { body, _open: open }.boxed_unsync())
+}
+
+/// Connects to the port of an instance, for whatever it speaks there.
+async fn dial(
+    ingress: &Shared,
+    local: &Local,
+    request: Request<Body>,
+) -> Result<Response<Body>, Failed> {
+    let limit = ingress.config.instances.connect;
+    let dialled = timeout(limit, Loopback.dial(local)).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::Timeout, format!("no connection within {limit:?}")))
+    });
+    let stream = dialled.map_err(|error| Failed::NotSent(Box::new(request), error))?;
+    let stream = h1::Bounded::new(stream, ingress.config.instances.stall);
+    let mut answer = Response::new(h1::empty());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(headers::TUNNEL));
+    answer.extensions_mut().insert(Switched::new(Tunnel::new(stream, ())));
+    Ok(answer)
+}
+
+/// The answer after which the connection is a tunnel to the application. Its request counts
+/// as open until the tunnel ends.
+fn switched(
+    ingress: &Shared,
+    mut answer: Response<Body>,
+    client: OnUpgrade,
+    open: Open,
+    after: &After,
+) -> Response<Body> {
+    let protocol = answer.headers().get(UPGRADE).cloned();
+    let tunnel = answer.extensions_mut().remove::<Switched>().and_then(|switched| switched.take());
+    hygiene::strip_hop_by_hop(answer.headers_mut());
+    hygiene::strip_prefix(answer.headers_mut(), headers::PREFIX);
+    answer.headers_mut().insert(headers::LOAD, open.load().to_header());
+    if let Some(protocol) = protocol {
+        hygiene::insert_upgrade(answer.headers_mut(), protocol);
+    }
+    if let Some(server) = tunnel {
+        let counted = open.counted().at_ingress();
+        let bytes = [counted.upload.clone(), counted.download.clone()];
+        let joint = Joint { client, server, bytes, quiet: ingress.config.instances.quiet };
+        after.set(joint.holding(open));
+    }
+    answer
 }
 
 fn refused(ingress: &Shared, refusal: Refusal, load: Load) -> Response<Body> {

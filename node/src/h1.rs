@@ -11,10 +11,12 @@ pub mod hygiene;
 mod io;
 mod lease;
 mod pool;
+mod tunnel;
 
 pub use body::{Body, BoxError, Metered, Patient, empty, full};
 pub use io::Bounded;
 pub use pool::{Cause, Config, Connected, Dial, Failed, HeadAfter, Pool};
+pub use tunnel::{After, Duplex, Joint, Switched, Tunnel};
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use lca::{
 use lca_manager::{Manager, Outcome, Target, UnderWay, Wish};
 use lca_node::{
     Node,
-    h1::{self, Body, Failed, HeadAfter},
+    h1::{self, After, Body, Failed, HeadAfter, Joint},
     mesh,
 };
 use tokio::time::{Instant, timeout_at};
@@ -27,7 +27,9 @@ use crate::{
     debug::Trace,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
+    rewrite,
     route::{Route, route},
+    upgrade::Upgrade,
 };
 
 /// When to come again after a moment's trouble: by then another instance is known, or
@@ -114,11 +116,13 @@ impl Forward {
         &self,
         client: Client,
         request: Request<Incoming>,
+        after: &After,
     ) -> Result<Response<Body>, BrokenOff> {
         let id = RequestId::random();
         let mut exchange = Exchange::at_front(self.manager.metrics());
         let mut trace = None;
-        let answered = self.try_answer(client, request, &id, &mut exchange, &mut trace).await;
+        let answered =
+            self.try_answer(client, request, &id, &mut exchange, &mut trace, after).await;
         let mut answer = match answered {
             Ok((answer, ended)) => {
                 exchange.ended(ended);
@@ -133,7 +137,7 @@ impl Forward {
                 tracing::debug!(request = %id, kind = error.kind().slug(), error = error.chain(), "failed");
                 let mut problem = error.to_problem(id.as_str()).map(h1::full);
                 if problem.status() == StatusCode::METHOD_NOT_ALLOWED {
-                    let methods = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+                    let methods = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, CONNECT";
                     problem.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
                 }
                 // What one reader took for an error another may have read on from.
@@ -154,16 +158,18 @@ impl Forward {
     async fn try_answer(
         &self,
         client: Client,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         id: &RequestId,
         exchange: &mut Exchange<'_>,
         trace: &mut Option<Trace>,
+        after: &After,
     ) -> Result<(Response<Body>, Ended), Stopped> {
+        let mut upgrade = Upgrade::of(&mut request);
         let (mut parts, body) = request.into_parts();
         headers::expectation(&parts.headers)?;
         let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
-        let (service, target, authority) = match routed {
-            Route::Service { service, target, authority } => (service, target, authority),
+        let (service, target, authority, way) = match routed {
+            Route::Service { service, target, authority, way } => (service, target, authority, way),
             Route::Redirect(location) => {
                 return Ok((redirect(location), Ended::Otherwise("redirected")));
             }
@@ -178,6 +184,9 @@ impl Forward {
         headers::for_ingress(&mut parts.headers, from, &authority, &wish.service, &self.via)?;
         parts.headers.insert(REQUEST_ID, header_value(id));
         parts.uri = target.into();
+        if let Some(upgrade) = &upgrade {
+            upgrade.ask(&mut parts);
+        }
         let Config { hold, peers, attempts, refusals, .. } = self.config;
         let upload = Upload::new(body, hold, peers.quiet);
         wish.repeatable = upload.stays_whole() && is_idempotent(&parts.method);
@@ -204,14 +213,28 @@ impl Forward {
             let counted = target.counted.at_front();
             let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
             let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
-                Ok(answer) => match self.judge(&target, &answer, upload.is_none()) {
+                Ok(mut answer) => match self.judge(&target, &answer, upload.is_none()) {
                     Ok(under_way) => {
                         if let Some((sent, trace)) = sent.zip(trace.as_mut()) {
                             trace.answered(sent.elapsed(), &answer);
                         }
+                        if let Some(upgrade) = upgrade.take_if(|it| !it.is_missed_by(&answer))
+                            && let Some((told, server)) = upgrade.agreed(&mut answer)
+                        {
+                            let bytes = [counted.upload.clone(), counted.download.clone()];
+                            let (client, quiet) = (upgrade.client, peers.quiet);
+                            let joint = Joint { client, server, bytes, quiet };
+                            after.set(joint.holding(under_way));
+                            return Ok((told, Ended::Answered(answer.status())));
+                        }
+                        if upgrade.is_some() {
+                            return Err(explain(&target, Trouble::Garbled, None).into());
+                        }
                         let ended = Ended::Answered(answer.status());
                         let bytes = counted.download.clone();
-                        return Ok((to_client(answer, bytes, under_way), ended));
+                        let mut told = to_client(answer, bytes, under_way);
+                        rewrite::inside(told.headers_mut(), &wish.service, way);
+                        return Ok((told, ended));
                     }
                     Err(trouble) => (trouble, None),
                 },

@@ -11,12 +11,15 @@ use lca::{
     shutdown::Spawner,
 };
 use lca_manager::Manager;
-use lca_node::{Node, h1::Bounded};
+use lca_node::{
+    Node,
+    h1::{After, Bounded},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -165,9 +168,11 @@ async fn connection(
     let client = Client { from, own };
     let socket = Socket::new(stream);
     let answering = shared.clone();
+    let after = After::default();
+    let tunnel = after.clone();
     let service = service_fn(move |request| {
-        let shared = answering.clone();
-        async move { shared.forward.answer(client, request).await }
+        let (shared, after) = (answering.clone(), after.clone());
+        async move { shared.forward.answer(client, request, &after).await }
     });
     let mut served = pin!(
         http1::Builder::new()
@@ -178,13 +183,28 @@ async fn connection(
             .max_header_size(MAX_HEAD)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(Bounded::new(socket.clone(), peers.stall)), service)
+            .with_upgrades()
     );
     let served = async {
-        tokio::select! {
-            result = served.as_mut() => return Ok(result),
-            () = stop.cancelled() => served.as_mut().graceful_shutdown(),
+        let result = tokio::select! {
+            result = served.as_mut() => result,
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                timeout(grace, served).await?
+            }
+        };
+        let Some(joint) = result.is_ok().then(|| tunnel.take()).flatten() else {
+            return Ok(result);
+        };
+        let mut passing = pin!(joint.run());
+        let passed = tokio::select! {
+            passed = passing.as_mut() => passed,
+            () = stop.cancelled() => timeout(grace, passing).await?,
+        };
+        if let Err(error) = passed {
+            tracing::debug!(client = %from, %error, "tunnel over");
         }
-        timeout(grace, served).await
+        Ok::<_, Elapsed>(Ok(()))
     };
     let result = tokio::select! {
         result = served => result,

@@ -6,7 +6,7 @@
 //! is idempotent, sees path and query byte for byte, and never believes a client about
 //! who the client is.
 //!
-//! Not here yet: upgrades and `CONNECT`; trailers pass.
+//! A connection may leave HTTP by an upgrade or `CONNECT`; its bytes then pass as they are.
 
 mod body;
 mod debug;
@@ -14,8 +14,10 @@ mod forward;
 mod front;
 pub mod headers;
 mod retry;
+pub mod rewrite;
 pub mod route;
 mod socket;
+mod upgrade;
 
 use std::time::Duration;
 

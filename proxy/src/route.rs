@@ -19,6 +19,17 @@ const LONGEST_TARGET: usize = 16 << 10;
 /// `{service}` before this is a service's own host name.
 const SUFFIX: &str = ".lca.localhost";
 
+/// How a client names a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the target, as a proxy is asked: `http://{service}/x`.
+    Proxy,
+    /// By a host name of its own: `{service}.lca.localhost`.
+    Host,
+    /// By the path on the front's own address: `/{service}/x`.
+    Path,
+}
+
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route {
@@ -30,6 +41,8 @@ pub enum Route {
         target: PathAndQuery,
         /// The authority the client used, for `Forwarded`.
         authority: Authority,
+        /// How the client named the service.
+        way: Way,
     },
     /// To the same with a slash, so that relative links work.
     Redirect(HeaderValue),
@@ -39,10 +52,13 @@ pub enum Route {
 ///
 /// # Errors
 /// `InvalidArgument` where no service can be meant, `TargetTooLong`, `Misdirected` for
-/// authorities that are not ours, `NotAllowed` for `CONNECT` and `TRACE`.
+/// authorities that are not ours, `NotAllowed` for `TRACE`.
 pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap, own: IpAddr) -> Result<Route> {
-    if matches!(*method, Method::CONNECT | Method::TRACE) {
+    if *method == Method::TRACE {
         return Err(Error::new(Kind::NotAllowed, format!("{method} is not served here")));
+    }
+    if *method == Method::CONNECT {
+        return tunnel(uri, headers);
     }
     let host = host(headers)?;
     let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -80,7 +96,28 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap, own: IpAddr) -> Re
         true => path(target)?,
         false => path(&format!("/{target}"))?,
     };
-    Ok(Route::Service { service, target, authority: authority.clone() })
+    let way = if uri.scheme().is_some() { Way::Proxy } else { Way::Host };
+    Ok(Route::Service { service, target, authority: authority.clone(), way })
+}
+
+/// `CONNECT {service}:port`: to the port of an instance, whichever number the client has
+/// for it. Of old clients no `Host` comes with it.
+fn tunnel(uri: &Uri, headers: &HeaderMap) -> Result<Route> {
+    let authority = match (uri.authority(), uri.scheme(), uri.path_and_query()) {
+        (Some(authority), None, None) if authority.port_u16().is_some() => authority,
+        _ => return Err(invalid("the target of CONNECT is {service}:{port}")),
+    };
+    let name = authority.host();
+    if headers.contains_key(header::HOST) && !host(headers)?.host().eq_ignore_ascii_case(name) {
+        return Err(invalid("the Host header is not the host of the target"));
+    }
+    if address(name).is_some() || name.eq_ignore_ascii_case("localhost") {
+        return Err(Error::new(Kind::Misdirected, format!("no tunnel leads to {name}"))
+            .hint("CONNECT leads to services: {service}:{port}"));
+    }
+    let service = parse(strip_suffix(name).unwrap_or(name))?;
+    let target = PathAndQuery::from_static("/");
+    Ok(Route::Service { service, target, authority: authority.clone(), way: Way::Proxy })
 }
 
 /// The one Host of a request.
@@ -110,7 +147,8 @@ fn by_path(target: &str, authority: &Authority) -> Result<Route> {
             .map_err(|_| invalid("the target is not visible ASCII"))?;
         return Ok(Route::Redirect(location));
     }
-    Ok(Route::Service { service, target: path(rest)?, authority: authority.clone() })
+    let (target, authority) = (path(rest)?, authority.clone());
+    Ok(Route::Service { service, target, authority, way: Way::Path })
 }
 
 /// Host names are the same in any case, service names are lower case.

@@ -43,6 +43,25 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What the sender asks to go on with instead of HTTP/1.1, if it asks for one protocol and
+/// in the words of RFC 9110, section 7.8. Another HTTP (`h2c`) or TLS is not passed on: each
+/// connection of a proxy speaks what the proxy chose.
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut protocols = headers.get_all(header::UPGRADE).iter();
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else { return None };
+    let name = protocol.to_str().ok()?.to_ascii_lowercase();
+    let taken =
+        name.contains(',') || ["h2", "http", "tls"].iter().any(|prefix| name.starts_with(prefix));
+    (!taken && !name.is_empty() && is_listed(headers, &header::CONNECTION, "upgrade"))
+        .then(|| protocol.clone())
+}
+
+/// Says that the connection goes on with `protocol`, or shall.
+pub fn insert_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
 /// Removes all headers whose name begins with `prefix` (lower case).
 pub fn strip_prefix(headers: &mut HeaderMap, prefix: &str) {
     // Rare, so looked for before anything is copied.
@@ -70,12 +89,17 @@ pub fn is_framed_clearly(headers: &HeaderMap) -> bool {
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
+    is_listed(headers, &header::TE, "trailers")
+}
+
+/// Whether `word` is among what all lines of a header list.
+fn is_listed(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     headers
-        .get_all(header::TE)
+        .get_all(name)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        .any(|listed| listed.trim().eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]
@@ -133,6 +157,35 @@ mod tests {
             headers.append(name, HeaderValue::from_static(value));
         }
         assert!(!is_framed_clearly(&headers));
+    }
+
+    #[test]
+    fn one_protocol_that_is_not_http_can_be_asked_for() {
+        let asked = |upgrade: &'static str, connection: &'static str| {
+            upgrade_of(&[("upgrade", upgrade), ("connection", connection)])
+        };
+        assert_eq!(asked("websocket", "keep-alive, Upgrade").unwrap(), "websocket");
+        assert_eq!(asked("WebSocket", "upgrade").unwrap(), "WebSocket");
+        for (upgrade, connection) in [
+            ("websocket", "keep-alive"),
+            ("h2c", "upgrade"),
+            ("H2C", "upgrade"),
+            ("HTTP/2.0", "upgrade"),
+            ("TLS/1.0", "upgrade"),
+            ("websocket, h2c", "upgrade"),
+            ("", "upgrade"),
+        ] {
+            assert_eq!(asked(upgrade, connection), None, "{upgrade} {connection}");
+        }
+        let twice = [("upgrade", "a"), ("connection", "upgrade")];
+        let mut headers = map(&twice);
+        headers.append("upgrade", HeaderValue::from_static("b"));
+        assert_eq!(super::upgrade(&headers), None);
+        assert_eq!(upgrade_of(&[("connection", "upgrade")]), None);
+    }
+
+    fn upgrade_of(lines: &[(&'static str, &'static str)]) -> Option<HeaderValue> {
+        upgrade(&map(lines))
     }
 
     #[test]

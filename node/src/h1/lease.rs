@@ -9,12 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     client::conn::{TrySendError, http1},
 };
+use hyper_util::rt::TokioIo;
 use lca::{Error, Kind};
 use tokio::{
     task::AbortHandle,
@@ -22,10 +23,11 @@ use tokio::{
 };
 
 use super::{
-    body::{Body, BoxError, Outgoing, Patient, Sent},
+    body::{Body, BoxError, Outgoing, Patient, Sent, empty},
     hygiene::is_framed_clearly,
     io::Tally,
     pool::{Cause, Config, Dial, Shared},
+    tunnel::{Switched, Tunnel},
 };
 
 /// How long a connection may take from the end of an answer until it can be used
@@ -85,12 +87,13 @@ impl<D: Dial> Lease<D> {
         let connection = self.connection.as_mut().expect("a lease holds one until it is over");
         let before = connection.tally.received();
         connection.tally.allow(HEAD_ROOM);
+        let asked = request.headers().contains_key(header::UPGRADE);
         let answer = connection.sender.try_send_request(request);
         let Some(answer) = in_time(answer, sent, limit).await else {
             let error = Error::new(Kind::Timeout, format!("no answer within {limit:?}"));
             return Err(Attempt::Failed(Cause::Late, error));
         };
-        let answer = answer.map_err(|mut failure: TrySendError<Request<Outgoing>>| {
+        let mut answer = answer.map_err(|mut failure: TrySendError<Request<Outgoing>>| {
             let back = failure.take_message();
             let source = failure.into_error();
             if let Some(request) = back {
@@ -108,6 +111,9 @@ impl<D: Dial> Lease<D> {
         })?;
         connection.tally.allow(u64::MAX);
         let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switched && asked {
+            return self.switch(&mut answer).await;
+        }
         if switched || !is_framed_clearly(answer.headers()) {
             let error = Error::new(Kind::BadGateway, "the answer's end is not clear");
             return Err(Attempt::Failed(Cause::Garbled, error));
@@ -118,6 +124,25 @@ impl<D: Dial> Lease<D> {
             answer.at_end();
             answer.boxed_unsync()
         }))
+    }
+
+    /// The connection has left HTTP: it goes with the answer, and so does the lease.
+    async fn switch(
+        self,
+        answer: &mut Response<Incoming>,
+    ) -> std::result::Result<Response<Body>, Attempt> {
+        // Its task hands it over in its next turn.
+        let upgraded = timeout(SETTLE, hyper::upgrade::on(&mut *answer)).await;
+        let Ok(Ok(upgraded)) = upgraded else {
+            let error = Error::new(Kind::BadGateway, "the protocol was not switched");
+            return Err(Attempt::Failed(Cause::Garbled, error));
+        };
+        let mut switched = Response::new(empty());
+        *switched.status_mut() = answer.status();
+        *switched.headers_mut() = std::mem::take(answer.headers_mut());
+        let tunnel = Tunnel::new(TokioIo::new(upgraded), self);
+        switched.extensions_mut().insert(Switched::new(tunnel));
+        Ok(switched)
     }
 
     /// The request and its answer are over, cleanly: others may use the connection.

@@ -368,7 +368,7 @@ impl<D: Dial> Shared<D> {
         let (pool, key) = (Arc::downgrade(self), key.clone());
         // Ends when its last sender is dropped, the other end closes, or it is aborted.
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection over");
             }
             if let Some(pool) = pool.upgrade() {

@@ -119,12 +119,44 @@ fn exactly_one_sound_host_is_needed() {
 }
 
 #[test]
-fn tunnels_and_echoes_are_not_served() {
-    let headers = HeaderMap::new();
-    for method in [Method::CONNECT, Method::TRACE] {
-        let uri = "svc:80".parse().unwrap();
-        let error = route(&method, &uri, &headers, [127, 0, 0, 1].into()).unwrap_err();
-        assert_eq!(error.kind(), Kind::NotAllowed);
+fn echoes_are_not_served() {
+    let uri = "/svc/".parse().unwrap();
+    let error = route(&Method::TRACE, &uri, &HeaderMap::new(), [127, 0, 0, 1].into()).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed);
+}
+
+#[test]
+fn tunnels_lead_to_services_and_nowhere_else() {
+    let connect = |target: &str, host: &str| {
+        let mut headers = HeaderMap::new();
+        if !host.is_empty() {
+            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+        }
+        let uri = target.parse().unwrap();
+        route(&Method::CONNECT, &uri, &headers, [127, 0, 0, 1].into())
+    };
+    for (target, host) in [
+        ("svc:80", "svc:80"),
+        ("svc:80", ""),
+        ("SVC:443", "svc"),
+        ("svc.lca.localhost:8080", "svc.lca.localhost:8080"),
+    ] {
+        let Ok(Route::Service { service, target: seen, .. }) = connect(target, host) else {
+            panic!("{target} is routed");
+        };
+        assert_eq!((service.as_str(), seen.as_str()), ("svc", "/"));
+    }
+    for (target, host, kind) in [
+        ("127.0.0.1:22", "", Kind::Misdirected),
+        ("[::1]:22", "", Kind::Misdirected),
+        ("localhost:22", "", Kind::Misdirected),
+        ("svc:80", "other:80", Kind::InvalidArgument),
+        ("svc", "", Kind::InvalidArgument),
+        ("svc_x:80", "", Kind::InvalidArgument),
+        ("http://svc:80/", "", Kind::InvalidArgument),
+        ("/svc", "", Kind::InvalidArgument),
+    ] {
+        assert_eq!(connect(target, host).unwrap_err().kind(), kind, "{target}");
     }
 }
 

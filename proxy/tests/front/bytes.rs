@@ -32,6 +32,28 @@ async fn an_application_cannot_tell_by_which_way_a_request_was_routed() {
 }
 
 #[tokio::test]
+async fn redirects_and_cookies_inside_a_service_lead_there_by_the_way_the_client_came() {
+    let world = World::start().await;
+    let app = world.service("svc").await;
+    let answer = "HTTP/1.1 302 Found\r\nLocation: /login?next=%2F\r\nSet-Cookie: a=b; Path=/; HttpOnly\r\n\
+        Content-Length: 0\r\nConnection: close\r\n\r\n";
+    for (request, location, cookie) in [
+        (
+            "GET /svc/x HTTP/1.1\r\nHost: localhost",
+            "/svc/login?next=%2F",
+            "a=b; Path=/svc/; HttpOnly",
+        ),
+        ("GET /x HTTP/1.1\r\nHost: svc.lca.localhost", "/login?next=%2F", "a=b; Path=/; HttpOnly"),
+        ("GET http://svc/x HTTP/1.1\r\nHost: svc", "/login?next=%2F", "a=b; Path=/; HttpOnly"),
+    ] {
+        let request = format!("{request}\r\n\r\n");
+        let (told, _) = tokio::join!(world.ask(&request), app.serve(answer));
+        let told = lines(&told);
+        assert_eq!((&*told["location"], &*told["set-cookie"]), (location, cookie), "{request}");
+    }
+}
+
+#[tokio::test]
 async fn headers_of_one_connection_and_of_ours_do_not_pass() {
     let world = World::start().await;
     let app = world.service("svc").await;

@@ -9,4 +9,5 @@ mod limits;
 mod metrics;
 mod raw;
 mod streams;
+mod upgrades;
 mod world;
