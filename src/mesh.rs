@@ -45,6 +45,12 @@ pub trait Mesh: fmt::Debug + Send + Sync + 'static {
     /// just heard of can be used at once.
     fn is_silent(&self, peer: PeerId) -> bool;
 
+    /// Whether `peer` is silent and nothing at all has come from it for three seconds: it
+    /// is dead or cut off, and what was open to it has been given up. One that answers
+    /// probes too late to count, as on a machine that is overloaded, is silent only. False
+    /// if nobody has probed it yet.
+    fn is_gone(&self, peer: PeerId) -> bool;
+
     /// [`rtt`](Self::rtt), after a probe of its own if nothing is known yet. Also
     /// [`watch_idly`](Self::watch_idly).
     ///

@@ -17,11 +17,9 @@ use lca::{
 use tokio::time::{MissedTickBehavior, interval};
 use tonic::transport::Channel;
 
-/// How often to look whether a peer that is at work still lives, and how often in a row
-/// it may seem dead. Its distance becomes unknown after three probes without an answer,
-/// so this is five seconds in all, instead of minutes.
+/// How often to look whether a peer that is at work still lives: it is known to be gone
+/// three seconds after the last word of it, so this is four in all, instead of minutes.
 const PULSE: Duration = Duration::from_secs(1);
-const MISSED: u32 = 2;
 
 /// The way to other peers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -97,16 +95,20 @@ impl Reach {
         tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(silent(to, within)))
     }
 
-    /// Resolves when a peer has not answered probes for a while. Cancel safe; a new call
-    /// counts from its start.
+    /// Resolves when nothing comes from a peer any more: not when it is slow. Cancel safe.
     pub(crate) async fn dies(&self, endpoint: &Endpoint) {
+        if self.mesh.is_gone(endpoint.peer) {
+            // It was, a moment ago: whoever works with it now has reached it.
+            let _known_afterwards = self.mesh.measure(endpoint).await;
+        }
         let mut pulse = interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut missed = 0;
-        while missed < MISSED {
+        loop {
             pulse.tick().await;
             self.mesh.watch(endpoint);
-            missed = if self.mesh.rtt(endpoint.peer).is_some() { 0 } else { missed + 1 };
+            if self.mesh.is_gone(endpoint.peer) {
+                return;
+            }
         }
     }
 

@@ -36,6 +36,7 @@ mod dial;
 mod interest;
 mod listener;
 mod pace;
+mod peers;
 mod probe;
 mod serve;
 mod tally;
@@ -116,6 +117,9 @@ pub struct Timing {
     /// An answer later than this is lost; after three losses the peer is silent. Above
     /// any round trip worth using.
     pub probe_within: Duration,
+    /// A silent peer of which nothing has come for so long, not even an answer that was
+    /// lost, is gone: what is open to it is given up. One that is merely slow is not.
+    pub gone_after: Duration,
     /// The same at least, for peers whose round trip is known to be short: as long as
     /// three losses may take for a dead peer to be out after three seconds.
     pub probe_within_least: Duration,
@@ -131,6 +135,7 @@ impl Timing {
         probe_near_every: Duration::from_millis(200),
         probe_again: Duration::from_millis(250),
         probe_within: Duration::from_secs(1),
+        gone_after: Duration::from_secs(3),
         probe_within_least: Duration::from_millis(450),
     };
 }
@@ -151,6 +156,8 @@ pub struct Stream {
     _place: Option<tally::Entered<PeerId>>,
     /// Cancels a token when the stream is dropped.
     told: Option<DropGuard>,
+    /// Its place among the streams that are open to the peer.
+    open: Option<Arc<()>>,
     /// Breaks the stream, whoever owns it by then.
     severed: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -173,12 +180,17 @@ impl Stream {
     }
 
     fn new(io: Io, peer: PeerId, alpn: Alpn, place: Option<tally::Entered<PeerId>>) -> Self {
-        Self { io, peer, alpn, _place: place, told: None, severed: None }
+        Self { io, peer, alpn, _place: place, told: None, open: None, severed: None }
     }
 
     /// Cancels `gone` when the stream is dropped.
     fn tell_end(&mut self, gone: &CancellationToken) {
         self.told = Some(gone.clone().drop_guard());
+    }
+
+    /// Holds a clone of `streams` as long as it is open.
+    fn counts_as(&mut self, streams: &Arc<()>) {
+        self.open = Some(streams.clone());
     }
 
     /// Reads fail once `severed` is cancelled; an owner that always reads while it waits,

@@ -195,6 +195,10 @@ impl Mesh for Node {
         self.mesh.is_silent(peer)
     }
 
+    fn is_gone(&self, peer: PeerId) -> bool {
+        self.mesh.is_gone(peer)
+    }
+
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
         self.mesh.measure(to).await
     }

@@ -48,6 +48,7 @@ struct State {
     /// What requests took, where any were reported.
     felt: HashMap<(PeerId, PeerId), (Felt, Smoothed)>,
     down: HashSet<PeerId>,
+    mute: HashSet<PeerId>,
     /// Finds so far.
     finds: HashMap<Key, u64>,
 }
@@ -93,9 +94,16 @@ impl Network {
         self.lock().down.insert(peer);
     }
 
-    /// Undoes [`take_down`](Self::take_down).
+    /// Makes `peer` one of which nothing comes any more: whoever connects to it waits.
+    pub fn cut_off(&self, peer: PeerId) {
+        self.lock().mute.insert(peer);
+    }
+
+    /// Undoes [`take_down`](Self::take_down) and [`cut_off`](Self::cut_off).
     pub fn bring_up(&self, peer: PeerId) {
-        self.lock().down.remove(&peer);
+        let mut state = self.lock();
+        state.down.remove(&peer);
+        state.mute.remove(&peer);
     }
 
     /// How often `key` has been looked for, by all peers together.
@@ -201,9 +209,19 @@ impl Discovery for Peer {
     fn forget(&self, _peer: PeerId) {}
 }
 
+impl Peer {
+    /// Who waits has a deadline of its own.
+    async fn wait_if_mute(&self, peer: PeerId) {
+        if self.network.lock().mute.contains(&peer) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 #[async_trait]
 impl Mesh for Peer {
     async fn grpc(&self, to: &Endpoint) -> Result<Channel> {
+        self.wait_if_mute(to.peer).await;
         let server = self.server_of(to.peer)?;
         let caller = Caller::Peer(self.id);
         let connector = tower::service_fn(move |_| {
@@ -224,7 +242,7 @@ impl Mesh for Peer {
 
     fn rtt(&self, peer: PeerId) -> Option<Duration> {
         let state = self.network.lock();
-        if state.down.contains(&peer) {
+        if state.down.contains(&peer) || state.mute.contains(&peer) {
             return None;
         }
         if peer == self.id {
@@ -254,10 +272,16 @@ impl Mesh for Peer {
     }
 
     fn is_silent(&self, peer: PeerId) -> bool {
-        self.network.lock().down.contains(&peer)
+        let state = self.network.lock();
+        state.down.contains(&peer) || state.mute.contains(&peer)
+    }
+
+    fn is_gone(&self, peer: PeerId) -> bool {
+        self.is_silent(peer)
     }
 
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
+        self.wait_if_mute(to.peer).await;
         self.server_of(to.peer)?;
         self.rtt(to.peer).ok_or_else(|| Error::new(Kind::Unavailable, "the peer does not answer"))
     }

@@ -1,13 +1,12 @@
 //! Reaches peers: one gRPC channel and one probe each, and fresh connections for those
 //! who keep their own.
 //!
-//! Everything known of a peer stands in one entry of one bounded table; the lock is
-//! held for a look-up and never while waiting. A channel dies with its connection and
+//! Everything known of a peer stands in one entry of a bounded table ([`peers`](super::peers));
+//! the lock is held for a look-up and never while waiting. A channel dies with its connection and
 //! is then made anew, by one attempt however many ask.
 
 use std::{
     fmt, mem,
-    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,29 +23,20 @@ use lca::{
     metrics::Metrics,
     shutdown::Spawner,
 };
-use lru::LruCache;
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{
     Alpn, Stream, Timing, channel,
     dial::Dialler,
     interest::{Interest, Probe, Use},
+    peers::{Peers, Slot},
     probe::{Connection, Prober, Reading, unanswered},
-    window::Window,
 };
 use crate::{identity::Identity, link::Links};
-
-/// Peers remembered, with a channel each: more than one node talks to at a time. A
-/// channel costs a connection on both sides.
-const PEERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
-/// Peers probed at a time: at 2 kbit/s each, 128 kbit/s at most if all are used, and 9
-/// kbit/s each while all are near a limit.
-const OF_INTEREST: usize = 64;
 
 /// Makes connections to peers. Cheap to clone; clones share the pool.
 #[derive(Clone, Debug)]
@@ -56,37 +46,10 @@ pub struct Client {
 
 /// What the clones share, and probes come back to.
 pub(super) struct Shared {
-    dialler: Dialler,
-    metrics: Metrics,
+    pub(super) dialler: Dialler,
+    pub(super) metrics: Metrics,
     spawner: Spawner,
-    peers: Mutex<LruCache<PeerId, Entry>>,
-}
-
-/// Everything known of one peer.
-#[derive(Debug)]
-struct Entry {
-    /// The latest word on where it is.
-    endpoint: watch::Sender<Arc<Endpoint>>,
-    channel: Slot,
-    probe: Option<Probe>,
-    /// Cancelled, and replaced, when the peer falls silent: breaks the streams handed
-    /// out to it.
-    severed: CancellationToken,
-}
-
-/// The channel to a peer.
-#[derive(Debug)]
-enum Slot {
-    Empty,
-    /// One attempt, for everybody who asks meanwhile.
-    Connecting(Flight<BoxFuture<'static, Result<Channel>>>),
-    Open {
-        channel: Channel,
-        /// Cancelled when the connection is gone.
-        gone: CancellationToken,
-        /// The start of the peer that it was made to.
-        boot: u64,
-    },
+    peers: Mutex<Peers>,
 }
 
 impl Client {
@@ -102,22 +65,27 @@ impl Client {
         spawner: &Spawner,
     ) -> Result<Self> {
         let dialler = Dialler::new(identity, links, timing)?;
-        let peers = Mutex::new(LruCache::new(PEERS));
+        let peers = Mutex::default();
         Ok(Self { shared: Arc::new(Shared { dialler, metrics, spawner: spawner.clone(), peers }) })
     }
 
     /// A fresh verified connection, for those who pool their own. Has the connect
-    /// deadline. Reads from one that carries HTTP fail once the peer falls silent, if it
-    /// is of interest. Cancel safe.
+    /// deadline. One that carries HTTP makes its peer one that is used for as long as it is
+    /// open, and its reads fail once the peer is gone. Cancel safe.
     ///
     /// # Errors
     /// [`Kind::Unavailable`] if no address of it answers, or somebody else does.
     pub async fn connect(&self, to: &Endpoint, alpn: Alpn) -> Result<Stream> {
-        let mut stream = self.shared.dialler.dial(to.peer, &to.mesh, alpn).await?;
-        if alpn == Alpn::H1 {
-            // A child each, so that streams share no lock while they are read.
-            stream.sever_with(&enter(&mut self.shared.lock(), to).severed.child_token());
+        if alpn != Alpn::H1 {
+            return self.shared.dialler.dial(to.peer, &to.mesh, alpn).await;
         }
+        self.shared.watch(to, Use::Now, None);
+        let severed = self.shared.lock().enter(to).severed.child_token();
+        let dialling = self.shared.dialler.dial(to.peer, &to.mesh, alpn);
+        // Whoever is waited for in vain elsewhere is not waited for here.
+        let dialled = severed.run_until_cancelled(dialling).await;
+        let mut stream = dialled.unwrap_or_else(|| Err(unanswered(to.peer)))?;
+        self.shared.lock().enter(to).hands_out(&mut stream);
         Ok(stream)
     }
 }
@@ -138,7 +106,7 @@ impl Mesh for Client {
         if peer == self.shared.dialler.local() {
             return Some(Duration::ZERO);
         }
-        self.shared.lock().peek(&peer)?.probe.as_ref()?.reading.borrow().rtt
+        self.shared.lock().probe(peer)?.reading.borrow().rtt
     }
 
     fn distance(&self, peer: PeerId) -> Option<Distance> {
@@ -146,13 +114,13 @@ impl Mesh for Client {
             return Some(Distance::default());
         }
         let peers = self.shared.lock();
-        let reading = peers.peek(&peer)?.probe.as_ref()?.reading.borrow();
+        let reading = peers.probe(peer)?.reading.borrow();
         reading.distance(Instant::now())
     }
 
     fn observed(&self, peer: PeerId, took: Duration) {
         let peers = self.shared.lock();
-        if let Some(probe) = peers.peek(&peer).and_then(|entry| entry.probe.as_ref()) {
+        if let Some(probe) = peers.probe(peer) {
             probe.reading.send_if_modified(|reading| {
                 reading.observed(took, Instant::now());
                 false // nobody waits for this
@@ -161,9 +129,11 @@ impl Mesh for Client {
     }
 
     fn is_silent(&self, peer: PeerId) -> bool {
-        let peers = self.shared.lock();
-        let probe = peers.peek(&peer).and_then(|entry| entry.probe.as_ref());
-        probe.is_some_and(|probe| probe.reading.borrow().silent)
+        self.shared.lock().probe(peer).is_some_and(|probe| probe.reading.borrow().silent)
+    }
+
+    fn is_gone(&self, peer: PeerId) -> bool {
+        self.shared.lock().probe(peer).is_some_and(|probe| probe.reading.borrow().gone)
     }
 
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
@@ -221,7 +191,7 @@ impl Shared {
         to: &Endpoint,
     ) -> Result<Channel, Flight<BoxFuture<'static, Result<Channel>>>> {
         let mut peers = self.lock();
-        let entry = enter(&mut peers, to);
+        let entry = peers.enter(to);
         let endpoint = entry.endpoint.borrow().clone();
         match &entry.channel {
             // A later start of the peer has none of the connections of an earlier one.
@@ -252,7 +222,7 @@ impl Shared {
                 }
                 Err(_) => Slot::Empty,
             };
-            if let Some(entry) = shared.lock().peek_mut(&to.peer) {
+            if let Some(entry) = shared.lock().known(to.peer) {
                 entry.channel = slot;
             }
             let _nobody_waits = told.send(opened.map(|(channel, _)| channel));
@@ -277,28 +247,18 @@ impl Shared {
         }
         let now = Instant::now();
         let mut peers = self.lock();
-        if let Some(probe) = &mut enter(&mut peers, to).probe {
+        if let Some(probe) = &mut peers.enter(to).probe {
             if probe.asked(used, limits, now) {
                 probe.hurry.notify_one(); // its turn may be seconds away
             }
             return Some((probe.reading.subscribe(), probe.hurry.clone()));
         }
-        make_room(&mut peers);
-        let entry = enter(&mut peers, to);
+        peers.make_room();
+        let entry = peers.enter(to);
         let stop = self.spawner.stop_token();
         let (reading, seen) = watch::channel(Reading::default());
         let hurry = Arc::new(Notify::new());
-        let prober = Prober {
-            peer: to.peer,
-            dialler: self.dialler.clone(),
-            endpoint: entry.endpoint.subscribe(),
-            reading: reading.clone(),
-            hurry: hurry.clone(),
-            shared: Arc::downgrade(self),
-            window: Window::default(),
-            near: false,
-            metrics: self.metrics.clone(),
-        };
+        let prober = Prober::new(self, entry.endpoint.subscribe(), reading.clone(), hurry.clone());
         let task = stop.clone();
         self.spawner.spawn_short(async move {
             task.run_until_cancelled(prober.run()).await;
@@ -309,24 +269,16 @@ impl Shared {
         Some((seen, hurry))
     }
 
-    /// Whether to go on probing, and what for. If nobody has asked for long enough, the
-    /// probe is taken out under the same lock, so that whoever asks next starts another.
+    /// Whether to go on probing, and what for.
     pub(super) fn interest(&self, peer: PeerId) -> Option<Interest> {
-        let now = Instant::now();
-        let mut peers = self.lock();
-        let entry = peers.peek_mut(&peer)?;
-        let interest = entry.probe.as_ref().and_then(|probe| probe.interest(now));
-        if interest.is_none() {
-            entry.probe = None;
-        }
-        interest
+        self.lock().interest(peer)
     }
 
     /// Gives up what is open to a peer that answers nothing any more: the next call
     /// connects anew and fails in time, instead of waiting on a dead connection, and
     /// requests under way fail now, while they may still be sent elsewhere.
     pub(super) fn give_up(&self, peer: PeerId) {
-        let severed = self.lock().peek_mut(&peer).map(|entry| {
+        let severed = self.lock().known(peer).map(|entry| {
             if matches!(entry.channel, Slot::Open { .. }) {
                 entry.channel = Slot::Empty;
             }
@@ -338,7 +290,7 @@ impl Shared {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<PeerId, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Peers> {
         // Nothing panics while it is held.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -351,63 +303,22 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// The entry of a peer, made if need be, with the latest word on where it is.
-fn enter<'a>(peers: &'a mut LruCache<PeerId, Entry>, to: &Endpoint) -> &'a mut Entry {
-    let entry = peers.get_or_insert_mut(to.peer, || Entry {
-        endpoint: watch::Sender::new(Arc::new(to.clone())),
-        channel: Slot::Empty,
-        probe: None,
-        severed: CancellationToken::new(),
-    });
-    entry.endpoint.send_if_modified(|known| {
-        let later = to.supersedes(known);
-        if later {
-            *known = Arc::new(to.clone());
-        }
-        later
-    });
-    entry
-}
-
-/// Ends the probe of the peer least recently asked for, if there are too many.
-fn make_room(peers: &mut LruCache<PeerId, Entry>) {
-    let probed = peers.iter().filter(|(_, entry)| entry.probe.is_some()).count();
-    if probed < OF_INTEREST {
-        return;
-    }
-    let until = |entry: &Entry| entry.probe.as_ref().map(Probe::until);
-    let oldest = peers.iter().filter_map(|(peer, entry)| Some((until(entry)?, *peer))).min();
-    if let Some(entry) = oldest.and_then(|(_, peer)| peers.peek_mut(&peer)) {
-        entry.probe = None;
-    }
-}
-
 #[cfg(test)]
 impl Client {
     pub(super) fn is_open(&self, peer: PeerId) -> bool {
-        let peers = self.shared.lock();
-        peers.peek(&peer).is_some_and(|entry| matches!(entry.channel, Slot::Open { .. }))
+        let mut peers = self.shared.lock();
+        peers.known(peer).is_some_and(|entry| matches!(entry.channel, Slot::Open { .. }))
     }
 
     pub(super) fn probed(&self) -> usize {
-        self.shared.lock().iter().filter(|(_, entry)| entry.probe.is_some()).count()
+        self.shared.lock().probed()
     }
 
     /// Who probes `to` on whatever connection it is given, and what it finds.
     pub(super) fn prober(&self, to: &Endpoint) -> (Prober, watch::Receiver<Reading>) {
         let (reading, seen) = watch::channel(Reading::default());
-        let prober = Prober {
-            peer: to.peer,
-            dialler: self.shared.dialler.clone(),
-            endpoint: watch::Sender::new(Arc::new(to.clone())).subscribe(),
-            reading,
-            hurry: Arc::default(),
-            shared: Arc::downgrade(&self.shared),
-            window: Window::default(),
-            near: false,
-            metrics: self.shared.metrics.clone(),
-        };
-        (prober, seen)
+        let endpoint = watch::Sender::new(Arc::new(to.clone())).subscribe();
+        (Prober::new(&self.shared, endpoint, reading, Arc::default()), seen)
     }
 
     pub(super) fn remembered(&self) -> usize {
@@ -417,7 +328,7 @@ impl Client {
     /// As if the time of interest were over.
     pub(super) fn lose_interest(&self, peer: PeerId) {
         let mut peers = self.shared.lock();
-        let probe = peers.peek_mut(&peer).and_then(|entry| entry.probe.as_mut());
+        let probe = peers.known(peer).and_then(|entry| entry.probe.as_mut());
         let probe = probe.expect("it is probed");
         probe.lose_interest(Instant::now());
     }

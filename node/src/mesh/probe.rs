@@ -4,6 +4,8 @@
 //! no answer waits behind data. The first exchange on a connection does not count: the
 //! other side may still be busy with the end of the TLS handshake. A connection that breaks
 //! is noticed at once and dialled again at once: if nobody listens there, the peer is gone.
+//! One that answers too late to count is slow, and its connection is kept: only where nothing
+//! comes any more is what is open to the peer given up.
 //! One task a peer of interest; it ends when nobody has asked for the peer for a while. The numbers are
 //! [`Window`]'s to judge.
 
@@ -27,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Alpn, Duplex, Stream,
+    Alpn, Duplex, Stream, Timing,
     client::Shared,
     dial::{self, Dialler},
     interest::Interest,
@@ -40,9 +42,16 @@ use super::{
 /// intervals: eight seconds, so that one that is back is noticed before its clients'
 /// patience is over.
 const LONGEST_WAIT: u32 = 8;
-/// Unanswered nonces whose late answers are recognised. After as many losses the
-/// connection is given up.
-const OUTSTANDING: usize = 3;
+/// Unanswered nonces whose late answers are recognised: more than are sent at their
+/// shortest deadline until a peer of which nothing comes is gone.
+const OUTSTANDING: usize = 8;
+const _: () = {
+    let timing = Timing::PRODUCTION;
+    assert!(
+        OUTSTANDING as u128
+            > timing.gone_after.as_millis() / timing.probe_within_least.as_millis() + 1
+    );
+};
 
 /// What is known of one peer's distance.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +66,8 @@ pub(super) struct Reading {
     pub(super) least: Option<Duration>,
     /// The last three probes were lost.
     pub(super) silent: bool,
+    /// It is silent, and nothing else has come from it: what was open to it is given up.
+    pub(super) gone: bool,
     /// Probes lost and connections failed, ever.
     pub(super) failures: u64,
     /// Why the last of those failed.
@@ -82,23 +93,47 @@ impl Reading {
 /// The task that probes one peer.
 #[derive(Debug)]
 pub(super) struct Prober {
-    pub(super) peer: PeerId,
-    pub(super) dialler: Dialler,
+    peer: PeerId,
+    dialler: Dialler,
     /// Where the peer is, as last heard.
-    pub(super) endpoint: watch::Receiver<Arc<Endpoint>>,
+    endpoint: watch::Receiver<Arc<Endpoint>>,
     /// What others see.
-    pub(super) reading: watch::Sender<Reading>,
+    reading: watch::Sender<Reading>,
     /// Somebody waits for a number: do not wait for the next turn.
-    pub(super) hurry: Arc<Notify>,
+    hurry: Arc<Notify>,
     /// Knows whether anybody is still interested.
-    pub(super) shared: Weak<Shared>,
-    pub(super) window: Window,
+    shared: Weak<Shared>,
+    window: Window,
     /// As of the last probe; see [`pace::is_near`].
-    pub(super) near: bool,
-    pub(super) metrics: Metrics,
+    near: bool,
+    /// When anything came from it, or when it was first asked.
+    heard: Instant,
+    metrics: Metrics,
 }
 
 impl Prober {
+    /// Who will probe the peer that `endpoint` tells of, and tell others by `reading`.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        endpoint: watch::Receiver<Arc<Endpoint>>,
+        reading: watch::Sender<Reading>,
+        hurry: Arc<Notify>,
+    ) -> Self {
+        let peer = endpoint.borrow().peer;
+        Self {
+            peer,
+            dialler: shared.dialler.clone(),
+            endpoint,
+            reading,
+            hurry,
+            metrics: shared.metrics.clone(),
+            shared: Arc::downgrade(shared),
+            window: Window::default(),
+            near: false,
+            heard: Instant::now(),
+        }
+    }
+
     /// Probes until nobody is interested.
     pub(super) async fn run(mut self) {
         let timing = self.dialler.timing();
@@ -109,6 +144,7 @@ impl Prober {
             match self.dialler.dial(self.peer, &endpoint.mesh, Alpn::Probe).await {
                 Ok(stream) => {
                     let since = Instant::now();
+                    self.heard_late(Some(since)); // it has proved who it is
                     let end = self.probe(stream).await;
                     if end.any {
                         wait = soon;
@@ -138,9 +174,13 @@ impl Prober {
         let mut connection = Connection::new(stream, timing.probe_within);
         let mut end = End::default();
         while let Some(interest) = self.interest() {
-            let within = pace::deadline(&timing, self.reading.borrow().smoothed.get());
+            let mut within = pace::deadline(&timing, self.reading.borrow().smoothed.get());
             let sent = Instant::now();
+            if let Some(gone_at) = self.gone_at() {
+                within = within.min(gone_at.duration_since(sent));
+            }
             let answer = connection.measure(within).await;
+            self.heard_late(connection.late.take());
             let lost = answer.is_err();
             match answer {
                 Ok(took) => {
@@ -150,7 +190,7 @@ impl Prober {
                 Err(error) => {
                     end.broke = error.kind() != io::ErrorKind::TimedOut;
                     self.lost(unanswered(self.peer).because(error));
-                    if end.broke || self.window.silent() {
+                    if end.broke || self.reading.borrow().gone {
                         return end;
                     }
                 }
@@ -160,13 +200,15 @@ impl Prober {
             let (sure, near) = (self.window.is_sure(), self.near);
             let state = State { used: interest.used, sure, lost, near };
             let next = Instant::now() + pace::next_probe_in(&timing, state, sent.elapsed());
+            let next = self.gone_at().map_or(next, |gone_at| next.min(gone_at));
             loop {
                 tokio::select! {
                     () = sleep_until(next) => break,
                     () = self.hurry.notified() => break,
-                    late = connection.late() => match late {
+                    late = connection.next_answer() => match late {
                         // It is far, not dead.
-                        Ok(took) => self.answered(took),
+                        Ok(took) if took <= timing.probe_within => self.answered(took),
+                        Ok(_) => self.heard_late(Some(Instant::now())),
                         Err(error) => {
                             end.broke = true;
                             self.lost(unanswered(self.peer).because(error));
@@ -183,20 +225,42 @@ impl Prober {
         self.shared.upgrade()?.interest(self.peer)
     }
 
+    /// When the silent peer is gone, unless something comes from it until then. None while
+    /// it is not silent, and when it is gone or refuses connections.
+    fn gone_at(&self) -> Option<Instant> {
+        let waited_for = self.window.is_hopeless() && !self.reading.borrow().gone;
+        waited_for.then(|| self.heard + self.dialler.timing().gone_after)
+    }
+
     fn answered(&mut self, took: Duration) {
         self.metrics.node.probe_rtt.observe(took.as_secs_f64());
         self.window.answered(took);
+        self.heard = Instant::now();
         let (rtt, least) = (self.window.median(), self.window.least());
         self.reading.send_modify(|reading| {
-            (reading.rtt, reading.least, reading.silent) = (rtt, least, false);
+            (reading.rtt, reading.least) = (rtt, least);
+            (reading.silent, reading.gone) = (false, false);
             reading.smoothed.add(took);
         });
+    }
+
+    /// Something came that is no measure of the distance, such as an answer that was lost
+    /// long ago: the peer lives.
+    fn heard_late(&mut self, at: Option<Instant>) {
+        let Some(at) = at else { return };
+        self.heard = self.heard.max(at);
+        self.reading.send_if_modified(|reading| std::mem::take(&mut reading.gone));
     }
 
     fn lost(&mut self, error: Error) {
         self.metrics.node.probe_failures.inc();
         let was_silent = self.window.silent();
-        let give_up = if is_refusal(&error) { self.window.refused() } else { self.window.lost() };
+        if is_refusal(&error) {
+            self.window.refused()
+        } else {
+            self.window.lost()
+        }
+        let gives_up = self.gone_at().is_some_and(|gone_at| gone_at <= Instant::now());
         let (rtt, silent) = (self.window.median(), self.window.silent());
         if silent && !was_silent {
             tracing::debug!(peer = %self.peer.short(), error = error.chain(), "peer is silent");
@@ -208,10 +272,12 @@ impl Prober {
                 (reading.smoothed, reading.felt) = Default::default();
             }
             (reading.rtt, reading.least, reading.silent) = (rtt, least, silent);
+            reading.gone |= gives_up;
             (reading.failures, reading.error) = (reading.failures + 1, Some(error));
         });
         // After it is known to be silent: whoever loses a stream by this looks elsewhere.
-        if give_up && let Some(shared) = self.shared.upgrade() {
+        if gives_up && let Some(shared) = self.shared.upgrade() {
+            tracing::debug!(peer = %self.peer.short(), "peer is gone");
             shared.give_up(self.peer);
         }
     }
@@ -245,12 +311,14 @@ pub(super) struct Connection<S = Stream> {
     warm: bool,
     /// What takes longer is no answer.
     most: Duration,
+    /// When such a one came last, while another was waited for.
+    late: Option<Instant>,
 }
 
 impl<S: Duplex> Connection<S> {
     pub(super) fn new(stream: S, most: Duration) -> Self {
         let (outstanding, frame) = (VecDeque::new(), [0; NONCE]);
-        Self { stream, outstanding, frame, filled: 0, warm: false, most }
+        Self { stream, outstanding, frame, filled: 0, warm: false, most, late: None }
     }
 
     /// How long a nonce takes to come back: this one, or an earlier one that was given up
@@ -267,20 +335,6 @@ impl<S: Duplex> Connection<S> {
         timeout(within, self.round_trip()).await?
     }
 
-    /// How long the next nonce took that comes back before it is no answer any more.
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// When the connection is of no use any more.
-    pub(super) async fn late(&mut self) -> io::Result<Duration> {
-        loop {
-            let took = self.next_answer().await?;
-            if took <= self.most {
-                return Ok(took);
-            }
-        }
-    }
-
     async fn round_trip(&mut self) -> io::Result<Duration> {
         let nonce: [u8; NONCE] = rand::random();
         if self.outstanding.len() == OUTSTANDING {
@@ -289,11 +343,20 @@ impl<S: Duplex> Connection<S> {
         self.outstanding.push_back((nonce, Instant::now()));
         self.stream.write_all(&nonce).await?;
         self.stream.flush().await?;
-        self.late().await
+        loop {
+            let took = self.next_answer().await?;
+            if took <= self.most {
+                return Ok(took);
+            }
+            self.late = Some(Instant::now());
+        }
     }
 
     /// How long the nonce took whose answer is the next. Cancel safe.
-    async fn next_answer(&mut self) -> io::Result<Duration> {
+    ///
+    /// # Errors
+    /// When the connection is of no use any more.
+    pub(super) async fn next_answer(&mut self) -> io::Result<Duration> {
         while self.filled < NONCE {
             match self.stream.read(&mut self.frame[self.filled..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -51,6 +51,7 @@ const BRISK: Timing = Timing {
     probe_near_every: Duration::from_millis(20),
     probe_again: Duration::from_millis(25),
     probe_within: Duration::from_millis(500),
+    gone_after: Duration::from_millis(1500),
     probe_within_least: Duration::from_millis(400),
 };
 

@@ -37,21 +37,25 @@ impl Window {
     }
 
     /// A probe did not come back in time, or the peer could not be reached for one.
-    /// True if nothing that is open to it is worth waiting for any more; said once.
-    pub(super) fn lost(&mut self) -> bool {
-        self.lost_in_a_row = (self.lost_in_a_row + 1).min(GONE + 1);
+    pub(super) fn lost(&mut self) {
+        self.lost_in_a_row = (self.lost_in_a_row + 1).min(GONE);
         if self.silent() {
             self.answered.clear(); // what it was before the silence says nothing after it
         }
-        // What refuses new connections may be finishing what it has.
-        self.lost_in_a_row == if self.gone { GONE } else { KEPT }
     }
 
     /// Nobody listens where the peer should be. After a connection that broke, or another
     /// refusal, that is silence.
-    pub(super) fn refused(&mut self) -> bool {
+    pub(super) fn refused(&mut self) {
         self.gone |= self.lost_in_a_row > 0 && self.lost_in_a_row < KEPT;
-        self.lost()
+        self.lost();
+    }
+
+    /// Whether nothing that is open to it is worth waiting for, unless something else tells
+    /// that it lives.
+    pub(super) fn is_hopeless(&self) -> bool {
+        // What refuses new connections may be finishing what it has.
+        self.lost_in_a_row >= if self.gone { GONE } else { KEPT }
     }
 
     /// Whether there are as many round trips as count, and none was lost since.
@@ -129,17 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn three_losses_are_silence_told_once_and_one_answer_ends_it() {
+    fn three_losses_are_silence_and_one_answer_ends_it() {
         let mut window = Window::default();
         window.answered(ms(10));
-        assert!(!window.lost() && !window.lost());
+        (0..2).for_each(|_| window.lost());
+        assert!(!window.silent() && !window.is_hopeless());
         assert_eq!(window.median(), Some(ms(10)));
-        assert!(window.lost());
-        assert!(!window.lost(), "it is silent already");
-        assert!(window.silent());
+        (0..9).for_each(|_| {
+            window.lost();
+            assert!(window.silent() && window.is_hopeless());
+        });
         assert_eq!(window.median(), None);
         window.answered(ms(30));
-        assert!(!window.silent());
+        assert!(!window.silent() && !window.is_hopeless());
         assert_eq!(window.median(), Some(ms(30)), "what was before the silence is forgotten");
     }
 
@@ -147,13 +153,17 @@ mod tests {
     fn a_refusal_after_a_loss_is_silence_and_what_is_open_has_longer() {
         let mut window = Window::default();
         window.answered(ms(10));
-        assert!(!window.refused() && !window.silent(), "it may be starting again");
-        assert!(!window.refused());
+        window.refused();
+        assert!(!window.silent(), "it may be starting again");
+        window.refused();
         assert!(window.silent());
         assert_eq!(window.median(), None);
-        (0..3).for_each(|_| assert!(!window.refused(), "it may finish what it has"));
-        assert!(window.refused(), "what it had open is over by now");
-        assert!(!window.refused(), "it has been said");
+        (0..3).for_each(|_| {
+            window.refused();
+            assert!(!window.is_hopeless(), "it may finish what it has");
+        });
+        window.refused();
+        assert!(window.is_hopeless(), "what it had open is over by now");
         window.answered(ms(10));
         assert!(!window.silent());
     }
@@ -177,7 +187,8 @@ mod tests {
                     }
                     None => {
                         losses += 1;
-                        prop_assert_eq!(window.lost(), losses == 3);
+                        window.lost();
+                        prop_assert_eq!(window.is_hopeless(), losses >= 3);
                         if losses >= 3 {
                             since.clear();
                         }

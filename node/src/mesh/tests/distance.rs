@@ -53,8 +53,9 @@ async fn a_cut_is_silence_within_three_probes_and_heals() {
     assert!(!a.client.is_silent(b.id()));
     links.set(a.id(), b.id(), Profile::CUT);
     let cut = Instant::now();
-    let silent = async || a.client.rtt(b.id()).is_none().then_some(());
-    eventually("silence", silent).await;
+    let gone = async || a.client.is_gone(b.id()).then_some(());
+    eventually("it to be gone", gone).await;
+    assert_eq!(a.client.rtt(b.id()), None);
     // Three deadlines and a turn are 1.6 s; the rest is for a busy machine.
     assert!(cut.elapsed() < Duration::from_secs(15), "{:?}", cut.elapsed());
     // The channel was open, and is not waited on any more.
@@ -90,6 +91,37 @@ async fn silence_breaks_the_streams_to_that_peer_and_to_no_other() {
     again.write_all(b"y").await.unwrap();
     again.flush().await.unwrap();
     again.read_exact(&mut byte).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_answers_late_keeps_its_streams_and_who_is_cut_off_loses_them() {
+    let links = Links::default();
+    // Three seconds, as in production: the first late answer comes after half of that.
+    let timing = Timing { gone_after: Timing::PRODUCTION.gone_after, ..BRISK };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let a = Peer::start_with(Identity::ephemeral(), any, 1, &links, timing).await;
+    let b = Peer::start(&links).await;
+    settles(&a, &b, Duration::ZERO..PATIENCE).await;
+    let mut stream = a.client.connect(&b.endpoint, Alpn::H1).await.unwrap();
+    links.set(a.id(), b.id(), Profile::rtt(Duration::from_millis(1500)));
+    let silent = async || a.client.is_silent(b.id()).then_some(());
+    eventually("silence", silent).await;
+    let lost = || a.metrics.node.probe_failures.get();
+    let before = lost();
+    let more = async || (lost() >= before + 6).then_some(()).ok_or(lost());
+    eventually("six more answers that come too late", more).await;
+    assert!(a.client.is_silent(b.id()) && !a.client.is_gone(b.id()));
+    let mut byte = [0; 1];
+    stream.write_all(b"x").await.unwrap();
+    stream.flush().await.unwrap();
+    stream.read_exact(&mut byte).await.unwrap();
+    links.set(a.id(), b.id(), Profile::CUT);
+    let read = timeout(PATIENCE, stream.read(&mut byte)).await.expect("it was waited on for ever");
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    assert!(a.client.is_gone(b.id()));
+    links.clear(a.id(), b.id());
+    settles(&a, &b, Duration::ZERO..PATIENCE).await;
+    assert!(!a.client.is_gone(b.id()));
 }
 
 #[tokio::test]
@@ -140,6 +172,24 @@ async fn a_peer_nobody_asks_for_is_not_probed_any_more() {
     eventually("the probe to end", async || (a.client.probed() == 0).then_some(())).await;
     assert_eq!(a.client.rtt(b.id()), None);
     settles(&a, &b, Duration::ZERO..PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_peer_is_probed_as_one_in_use_as_long_as_a_stream_to_it_is_open() {
+    let links = Links::default();
+    let (a, b) = two(&links).await;
+    // Nobody has asked for it otherwise.
+    let stream = a.client.connect(&b.endpoint, Alpn::H1).await.unwrap();
+    answered(&a, 1).await;
+    for _ in 0..3 {
+        let seen = a.metrics.node.probe_rtt.get_sample_count();
+        a.client.lose_interest(b.id());
+        answered(&a, seen + 3).await;
+    }
+    assert_eq!(a.client.probed(), 1);
+    drop(stream);
+    a.client.lose_interest(b.id());
+    eventually("the probe to end", async || (a.client.probed() == 0).then_some(())).await;
 }
 
 #[tokio::test]

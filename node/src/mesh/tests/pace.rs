@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use lca::Requirements;
 use tokio::{
     io::DuplexStream,
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::*;
@@ -33,18 +33,30 @@ struct Echo {
 }
 
 impl Echo {
-    async fn run(self: Arc<Self>, mut stream: DuplexStream) {
-        let mut nonce = [0; 8];
-        while stream.read_exact(&mut nonce).await.is_ok() {
-            let number = self.probes.fetch_add(1, Ordering::SeqCst) + 1;
-            let every = self.stalls_every.load(Ordering::SeqCst);
-            let stalls = every > 0 && number.is_multiple_of(every);
-            let stall = if stalls { 200 } else { 0 };
-            sleep(ms(self.rtt_ms.load(Ordering::SeqCst) + stall)).await;
-            if !self.dead.load(Ordering::SeqCst) && stream.write_all(&nonce).await.is_err() {
-                return;
+    async fn run(self: Arc<Self>, stream: DuplexStream) {
+        let (mut questions, mut answers) = tokio::io::split(stream);
+        let (under_way, mut due) = mpsc::channel(64);
+        let reading = async {
+            let under_way = under_way;
+            let mut nonce = [0; 8];
+            while questions.read_exact(&mut nonce).await.is_ok() {
+                let number = self.probes.fetch_add(1, Ordering::SeqCst) + 1;
+                let every = self.stalls_every.load(Ordering::SeqCst);
+                let stalls = every > 0 && number.is_multiple_of(every);
+                let stall = if stalls { 200 } else { 0 };
+                let after = ms(self.rtt_ms.load(Ordering::SeqCst) + stall);
+                under_way.send((Instant::now() + after, nonce)).await.unwrap();
             }
-        }
+        };
+        let answering = async {
+            while let Some((at, nonce)) = due.recv().await {
+                sleep_until(at).await;
+                if !self.dead.load(Ordering::SeqCst) && answers.write_all(&nonce).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(reading, answering);
     }
 
     fn probes(&self) -> u64 {
@@ -91,6 +103,8 @@ async fn a_peer_in_use_that_stops_answering_is_silent_within_three_seconds() {
         assert!(took <= ms(3000), "{rtt} ms away: {took:?}");
         assert!(took >= ms(1300), "{rtt} ms away: {took:?}, before three could be lost");
         assert_eq!(probed.reading.borrow().failures, 3);
+        probed.reading.wait_for(|reading| reading.gone).await.unwrap();
+        assert!(dead.elapsed() <= ms(3001), "{rtt} ms away: {:?}", dead.elapsed());
         assert!(!probed.probing.await.unwrap().broke);
     }
 }
@@ -161,6 +175,35 @@ async fn what_takes_longer_than_is_worth_using_is_silence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_answers_late_is_silent_and_not_gone_and_near_again_on_the_same_connection() {
+    for rtt in [1_100, 1_500, 1_900] {
+        let mut probed = probe(1, |client, to| client.watch(to));
+        sleep(ms(10_500)).await;
+        probed.peer.rtt_ms.store(rtt, Ordering::SeqCst);
+        probed.reading.wait_for(|reading| reading.silent).await.unwrap();
+        for _ in 0..600 {
+            sleep(ms(100)).await;
+            let reading = probed.reading.borrow();
+            assert!(reading.silent && !reading.gone, "{rtt} ms away: {reading:?}");
+        }
+        assert!(!probed.probing.is_finished(), "its connection is kept");
+        probed.peer.rtt_ms.store(1, Ordering::SeqCst);
+        let better = Instant::now();
+        probed.reading.wait_for(|reading| !reading.silent).await.unwrap();
+        assert!(better.elapsed() <= ms(5_000), "{rtt} ms away: {:?}", better.elapsed());
+        assert!(!probed.probing.is_finished());
+        // And dead it is gone as soon as anybody.
+        probed.peer.rtt_ms.store(1_500, Ordering::SeqCst);
+        probed.reading.wait_for(|reading| reading.silent).await.unwrap();
+        probed.peer.dead.store(true, Ordering::SeqCst);
+        let dead = Instant::now();
+        probed.reading.wait_for(|reading| reading.gone).await.unwrap();
+        assert!(dead.elapsed() <= ms(3_001), "{:?}", dead.elapsed());
+        assert!(!probed.probing.await.unwrap().broke);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_answers_are_taken_between_probes_and_the_end_is_noticed_at_once() {
     let (near, mut far) = tokio::io::duplex(64);
     let mut connection = Connection::new(near, ms(1000));
@@ -175,8 +218,8 @@ async fn late_answers_are_taken_between_probes_and_the_end_is_noticed_at_once() 
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     let before = Instant::now();
     // The first exchange warms the connection: it has no second yet.
-    assert_eq!(connection.late().await.unwrap(), ms(700));
-    assert_eq!(connection.late().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(connection.next_answer().await.unwrap(), ms(700));
+    assert_eq!(connection.next_answer().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     assert_eq!(before.elapsed(), ms(500), "700 ms and 300 ms after the question");
     peer.await.unwrap();
 }
