@@ -52,8 +52,8 @@ pub(crate) struct Args {
     /// Requests a second
     #[arg(long, default_value_t = 500)]
     rate: u32,
-    /// Seconds before the loss
-    #[arg(long, default_value_t = 5)]
+    /// Seconds before the loss: longer than what an instance has to live to count as started
+    #[arg(long, default_value_t = 12)]
     before: u64,
     /// Seconds after it
     #[arg(long, default_value_t = 10)]
@@ -109,22 +109,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         machine::describe()
     );
     println!(
-        "| lost | second instance | answered | failed | longest gap ms | allowed ms \
-         | p50 ms | p99 ms | longest ms |\n|---|---|---|---|---|---|---|---|---|"
+        "| lost | second instance | answered | failed | longest gap before ms | longest gap since ms \
+         | allowed ms | p50 ms | p99 ms | longest ms |\n|---|---|---|---|---|---|---|---|---|---|"
     );
     let (mut reached, mut errors) = (true, BTreeMap::new());
     for loss in Loss::ALL.into_iter().filter(|loss| args.loss.is_none_or(|only| only == *loss)) {
         for second in [true, false] {
-            let (seen, cold) = lose(&args, loss, second).await?;
+            let (seen, struck, cold) = lose(&args, loss, second).await?;
             let aim = loss.aim(second, cold);
-            let gap = seen.longest_gap();
+            let (before, gap) = seen.longest_gaps(struck);
             let took = Samples::new(seen.answered.iter().map(|(due, at)| *at - *due).collect());
             println!(
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 loss.words(),
                 if second { "yes" } else { "no" },
                 seen.answered.len(),
                 seen.failed.len(),
+                ms(before),
                 ms(gap),
                 ms(aim),
                 ms(took.percentile(50)),
@@ -153,16 +154,21 @@ struct Seen {
 }
 
 impl Seen {
-    /// The longest time in which no answer came.
-    fn longest_gap(&self) -> Duration {
+    /// The longest time in which no answer came, before the loss and since then. The first
+    /// is what the machine itself does to a stream of requests.
+    fn longest_gaps(&self, struck: Instant) -> (Duration, Duration) {
         let mut at: Vec<_> = self.answered.iter().map(|(_, at)| *at).collect();
         at.sort_unstable();
-        at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        let gaps = || at.windows(2).map(|pair| (pair[1], pair[1] - pair[0]));
+        let longest = |since: bool| {
+            gaps().filter(|(end, _)| (*end >= struck) == since).map(|(_, gap)| gap).max()
+        };
+        (longest(false).unwrap_or_default(), longest(true).unwrap_or_default())
     }
 }
 
-/// One loss; also how long a cold start took before it.
-async fn lose(args: &Args, loss: Loss, second: bool) -> anyhow::Result<(Seen, Duration)> {
+/// One loss, when it was, and how long a cold start took before it.
+async fn lose(args: &Args, loss: Loss, second: bool) -> anyhow::Result<(Seen, Instant, Duration)> {
     let fleet = Fleet::start(2, 1).await?;
     fleet.add(SERVICE, &["--start-delay", &args.start_delay.to_string()]).await?;
     let front = fleet.front(0)?;
@@ -177,10 +183,11 @@ async fn lose(args: &Args, loss: Loss, second: bool) -> anyhow::Result<(Seen, Du
     let load = Load::start(front, args.rate);
     tokio::time::sleep(Duration::from_secs(args.before)).await;
     let (on, serving) = serving(&fleet, front).await?;
+    let struck = Instant::now();
     strike(&fleet, loss, on, &serving)?;
     tokio::time::sleep(Duration::from_secs(args.after)).await;
     let seen = load.stop().await;
-    Ok((seen, cold))
+    Ok((seen, struck, cold))
 }
 
 /// The instance that most of a few requests go to, and its allocator.
@@ -304,14 +311,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_gap_is_between_answers_in_the_order_they_came() {
+    fn the_longest_gaps_are_between_answers_in_the_order_they_came() {
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
         let seen = Seen {
             answered: vec![(at(0), at(1)), (at(2), at(90)), (at(4), at(5)), (at(6), at(80))],
             failed: Vec::new(),
         };
-        assert_eq!(seen.longest_gap(), Duration::from_millis(75));
-        assert_eq!(Seen::default().longest_gap(), Duration::ZERO);
+        let ms = Duration::from_millis;
+        assert_eq!(seen.longest_gaps(at(6)), (ms(4), ms(75)));
+        assert_eq!(seen.longest_gaps(at(85)), (ms(75), ms(10)));
+        assert_eq!(Seen::default().longest_gaps(begin), (Duration::ZERO, Duration::ZERO));
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Discovery is a hint: a peer that is not there is forgotten and costs nobody
 //! anything but its own probe. One that is merely late is busy, and not forgotten: its
-//! instances serve, and a second one would be started for nothing. A [`Search`] decides nothing; it says what it sees and
-//! when it is time to stop hoping ([`Event::Dry`]).
+//! instances serve, and a second one would be started for nothing. One of which nothing comes
+//! any more is asked as well, for it may be back, but nobody hopes for its answer. A [`Search`]
+//! decides nothing; it says what it sees and when it is time to stop hoping ([`Event::Dry`]).
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -53,7 +54,15 @@ pub(crate) enum Event {
     Over,
 }
 
-type Probe = BoxFuture<'static, (Arc<Endpoint>, Result<Seen>)>;
+type Probe = BoxFuture<'static, Probed>;
+
+/// What came of asking a peer.
+struct Probed {
+    endpoint: Arc<Endpoint>,
+    answer: Result<Seen>,
+    /// An answer was hoped for.
+    hoped: bool,
+}
 
 /// See the module. Dropping it ends the find.
 pub(crate) struct Search {
@@ -61,6 +70,8 @@ pub(crate) struct Search {
     service: ServiceHash,
     finding: Option<Finding>,
     probes: FuturesUnordered<Probe>,
+    /// Of the probes, those whose answer is hoped for.
+    hopes: usize,
     named: HashSet<PeerId>,
     dry: Dry,
 }
@@ -87,6 +98,7 @@ impl Search {
             service,
             finding: Some(reach.discovery.find(Key::Service(service))),
             probes: FuturesUnordered::new(),
+            hopes: 0,
             named: HashSet::new(),
             dry: Dry::NotYet,
         };
@@ -105,12 +117,13 @@ impl Search {
                 return Event::Over;
             }
             let dry_at = match self.dry {
-                Dry::At(at) if self.probes.is_empty() => Some(at),
+                Dry::At(at) if self.hopes == 0 => Some(at),
                 _ => None,
             };
             tokio::select! {
                 biased; // an answer beats the next name, and both beat giving up
-                Some((endpoint, answer)) = self.probes.next() => {
+                Some(Probed { endpoint, answer, hoped }) = self.probes.next() => {
+                    self.hopes -= usize::from(hoped);
                     self.worry();
                     return self.answered(endpoint, answer);
                 }
@@ -165,11 +178,16 @@ impl Search {
         if self.named.len() >= MAX_PROBES || !self.named.insert(endpoint.peer) {
             return;
         }
+        let hoped = !self.reach.mesh.is_gone(endpoint.peer);
+        self.hopes += usize::from(hoped);
+        if !hoped {
+            self.worry();
+        }
         let reach = self.reach.clone();
         let service = self.service;
         self.probes.push(Box::pin(async move {
-            let seen = ask(&reach, service, &endpoint).await;
-            (endpoint, seen)
+            let answer = ask(&reach, service, &endpoint).await;
+            Probed { endpoint, answer, hoped }
         }));
     }
 }

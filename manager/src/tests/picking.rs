@@ -153,6 +153,17 @@ async fn an_overloaded_instance_is_kept_for_others_and_never_tried_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_peer_of_which_nothing_comes_any_more() {
+    let world = World::new();
+    let (gone, alive, client) = (world.allocator(), world.allocator(), world.client());
+    gone.runs(&spec(HELLO)).await;
+    world.network.cut_off(gone.id());
+    let begun = tokio::time::Instant::now();
+    assert_eq!(client.pick().await.unwrap().endpoint.peer, alive.id());
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_is_too_busy_to_be_asked_again_still_serves() {
     let world = World::new();
     let (busy, other, client) = (world.allocator(), world.allocator(), world.client());
