@@ -18,6 +18,7 @@ pub mod local;
 pub mod logs;
 pub mod mesh;
 pub mod metrics;
+pub mod rendezvous;
 pub mod shutdown;
 mod spec;
 pub mod specs;

@@ -10,19 +10,19 @@
 //! Leave to start one is bound to it or given back, by every holder that has granted it.
 
 use std::{
-    cmp::Reverse,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use lca::{
-    Digest, Error, InstanceId, Kind, PeerId, RequestId, Result, ServiceHash,
+    Error, InstanceId, Kind, PeerId, RequestId, Result, ServiceHash,
     api::{
         self, Caller,
         proto::{self, allocator_client::AllocatorClient},
     },
     endpoint::{Endpoint, Role},
+    rendezvous,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
@@ -104,20 +104,6 @@ impl Keeper {
     pub(crate) fn kept(&self, service: ServiceHash) -> u32 {
         self.kept.get(&service).copied().unwrap_or_default()
     }
-}
-
-/// Peers in the order that all nodes share, as managers have it for claims: the highest
-/// SHA-256 of service and key first.
-fn in_order(service: ServiceHash, peers: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
-    let weight = |peer: PeerId| {
-        let mut bytes = b"lca/rendezvous/1".to_vec();
-        bytes.extend_from_slice(service.as_bytes());
-        bytes.extend_from_slice(peer.public_key());
-        Digest::of(&bytes).to_string()
-    };
-    let mut peers: Vec<_> = peers.into_iter().collect();
-    peers.sort_by_cached_key(|peer| (Reverse(weight(*peer)), *peer));
-    peers
 }
 
 /// Keeps what this allocator is to keep until `stopping`.
@@ -243,13 +229,19 @@ impl Leave {
         let known = self.supervisor.discovery.known();
         let known = known.into_iter().filter(|endpoint| endpoint.has(Role::Allocator));
         let known: HashMap<_, _> = known.map(|endpoint| (endpoint.peer, endpoint)).collect();
-        for peer in in_order(self.service, known.keys().copied()).into_iter().take(WATCHED) {
+        for peer in rendezvous::order(self.service, known.keys().copied()).into_iter().take(WATCHED)
+        {
             let silent = self.supervisor.holder.mesh().is_silent(peer);
             let Some(endpoint) = known.get(&peer).filter(|_| !silent) else { continue };
             self.second = Some(endpoint.clone());
             match ask(&self.supervisor, endpoint, self.claim()).await {
                 Ok(answer) if answer.granted => return true,
                 Ok(_) => {
+                    self.second = None;
+                    return false;
+                }
+                // It answers, and holds as many claims of this service as it can.
+                Err(error) if error.kind() == Kind::NoCapacity => {
                     self.second = None;
                     return false;
                 }
@@ -318,7 +310,7 @@ impl Supervisor {
     /// Whether all allocators before this one are silent. Those are probed from now on.
     fn is_first(&self, service: ServiceHash, others: &HashMap<PeerId, Arc<Endpoint>>) -> bool {
         let own = self.discovery.local();
-        let order = in_order(service, others.keys().copied().chain([own]));
+        let order = rendezvous::order(service, others.keys().copied().chain([own]));
         let mesh = self.holder.mesh();
         let before = order.into_iter().take_while(|peer| *peer != own);
         let mut alive = 0;
@@ -409,13 +401,5 @@ mod tests {
         assert!(keeper.begin(A, now));
         keeper.ended(A, false, now);
         assert!(keeper.begin(A, now), "it has succeeded");
-    }
-
-    #[test]
-    fn allocators_agree_on_one_order_whatever_they_know_first() {
-        let peers: Vec<_> = (0..9).map(|n| PeerId::from_public_key([n; 32])).collect();
-        let order = in_order(A, peers.iter().copied());
-        assert_eq!(in_order(A, peers.iter().rev().copied()), order);
-        assert_ne!(in_order(B, peers), order);
     }
 }

@@ -19,11 +19,12 @@ use lca::{
         proto::{self, allocator_client::AllocatorClient},
     },
     endpoint::Endpoint,
+    rendezvous,
     shutdown::Spawner,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{allocators::Allocators, policy, reach::Reach};
+use crate::{allocators::Allocators, reach::Reach};
 
 /// Allocators that hold the claims of a service: one may be lost without anybody noticing.
 pub(crate) const HOLDERS: usize = 2;
@@ -88,7 +89,7 @@ pub(crate) struct Bid {
 impl Bid {
     /// For one more of `service`, where these allocators are known.
     pub(crate) fn new(service: ServiceHash, known: &[PeerId]) -> Self {
-        let mut order = policy::by_rendezvous(service, known);
+        let mut order = rendezvous::order(service, known.iter().copied());
         order.truncate(MAX_ASKED);
         order.reverse();
         Self { order, granted: Vec::new(), taken: None }
@@ -229,6 +230,10 @@ impl Ticket {
                     .collect(),
                 claims: answer.claims,
             }),
+            // It has answered, and cannot hold one more claim of this service: no leave, for now.
+            Err(error) if error.kind() == Kind::NoCapacity => {
+                Heard::Taken(Taken { instances: Vec::new(), claims: 1 })
+            }
             Err(error) => {
                 tracing::debug!(
                     peer = %holder.peer.short(), error = error.chain(), "a holder of claims is silent"

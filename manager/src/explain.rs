@@ -24,6 +24,7 @@ use crate::{
     moving::Move,
     policy::{self, Candidate, Verdict},
     relay::instances::{All, everywhere},
+    scale::{self, Share},
 };
 
 mod allocators;
@@ -43,6 +44,8 @@ struct One {
     /// `None`: not to be considered for a request, for the reason of `told`.
     candidate: Option<Candidate>,
     told: Told,
+    /// There are more than requests need, and it is one of those that are to idle out.
+    surplus: bool,
 }
 
 /// Explains what requests for `name` would come to.
@@ -67,6 +70,7 @@ pub(crate) async fn explain(inner: &Inner, name: &ServiceName) -> Result<proto::
     );
     let All { instances, unreachable, answered } = listed.unwrap_or_default();
     let mut all = merge(inner, &spec, &known, instances, &answered, &found);
+    note_surplus(&mut all, &limits, inner.scale.peek(&spec));
     let home = inner.moving.home(spec.hash, &limits);
     let moves = moves(inner.moving.moves(name), &all, Instant::now());
     let chosen = at_home(&all, home, &limits).or_else(|| choose(&all, &limits));
@@ -148,7 +152,7 @@ fn merge(
                 ..Candidate::new(id, instance.rtt_us.map(Duration::from_micros))
             },
         });
-        all.push(One { known: known.is_some(), candidate, told, instance });
+        all.push(One { known: known.is_some(), candidate, told, instance, surplus: false });
     }
     // Found, but not listed by an allocator: a proxy represents it, or it was too slow.
     for seen in found {
@@ -160,7 +164,13 @@ fn merge(
                 None => Candidate { in_flight: load.in_flight, ..Candidate::new(*id, rtt) },
             };
             let known = known_ids.contains_key(id);
-            all.push(One { known, candidate: Some(candidate), told: Told::Usable, instance });
+            all.push(One {
+                known,
+                candidate: Some(candidate),
+                told: Told::Usable,
+                instance,
+                surplus: false,
+            });
         }
     }
     // Known, and not confirmed just now.
@@ -173,16 +183,27 @@ fn merge(
             true => (Told::NotReady, None),
             false => (Told::Usable, Some(candidate)),
         };
-        all.push(One { known: true, candidate, told, instance });
+        all.push(One { known: true, candidate, told, instance, surplus: false });
     }
     all
+}
+
+/// Marks those of the known ones that get no requests, because fewer will do.
+fn note_surplus(all: &mut [One], limits: &Requirements, share: Share) {
+    let known = all.iter().filter(|one| one.known).filter_map(|one| one.candidate);
+    let known: Vec<_> = known.collect();
+    let surplus = scale::surplus(&known, limits, &[], share);
+    for one in all {
+        one.surplus = one.candidate.is_some_and(|it| surplus.contains(&it.instance));
+    }
 }
 
 /// Where requests go already, if they may go on to.
 fn at_home(all: &[One], home: Option<InstanceId>, limits: &Requirements) -> Option<usize> {
     let is_home = |one: &One| {
         let candidate = one.candidate.filter(|candidate| Some(candidate.instance) == home);
-        one.known && candidate.is_some_and(|it| policy::judge(&it, limits, &[]) == Verdict::Usable)
+        let may = one.known && !one.surplus;
+        may && candidate.is_some_and(|it| policy::judge(&it, limits, &[]) == Verdict::Usable)
     };
     all.iter().position(is_home)
 }
@@ -210,7 +231,7 @@ fn moves(moves: Vec<Move>, all: &[One], now: Instant) -> Vec<proto::Move> {
 /// What a request would take: the best of what is known, else of what would be found.
 fn choose(all: &[One], limits: &Requirements) -> Option<usize> {
     let best = |known: bool| {
-        let some = all.iter().enumerate().filter(|(_, one)| one.known == known);
+        let some = all.iter().enumerate().filter(|(_, one)| one.known == known && !one.surplus);
         let some = some.filter_map(|(at, one)| Some((at, one.candidate?)));
         let (at, candidates): (Vec<_>, Vec<_>) = some.unzip();
         policy::choose(&candidates, limits, &[]).map(|index| at[index])

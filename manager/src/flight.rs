@@ -16,7 +16,7 @@ use std::{
 };
 
 use lca::{
-    Error, InstanceId, Kind, RequestId, Requirements, Result, ServiceHash,
+    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Result, ServiceHash,
     api::{
         self,
         proto::{self, Step},
@@ -27,6 +27,8 @@ use lca::{
 };
 use tokio::{sync::watch, time::Instant};
 use tracing::Instrument as _;
+
+use crate::reach::Reach;
 
 /// Flights one node may have at a time: more services than a machine's programs ask
 /// for at once. Beyond it requests are refused, not queued.
@@ -79,6 +81,12 @@ impl Question {
 
     pub(crate) fn avoids(&self) -> &[InstanceId] {
         &self.avoid
+    }
+
+    /// What its limits are held against where probes say `rtt`. What is left because it is too far
+    /// may be so only as requests find it: then its peer, and others as far, are no answer.
+    pub(crate) fn distance(&self, reach: &Reach, peer: PeerId, rtt: Duration) -> Duration {
+        if self.how == How::Nearer { reach.effective(peer, rtt) } else { rtt }
     }
 }
 

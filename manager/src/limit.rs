@@ -8,7 +8,7 @@ use lca::{
     Error, InstanceId, Kind, PeerId, RequestId, Requirements, Result, api, endpoint::Endpoint,
     specs::Cached,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     claims::{self, Claimed, Taken, Ticket},
@@ -23,6 +23,10 @@ use crate::{
 /// one the last is a small part.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait for what counts, where nobody starts one and its peer does not answer this
+/// node: a link may come back. That it has died is not waited for here: then holders say that one is about to
+/// be found gone.
+const UNREACHED: Duration = Duration::from_secs(3);
 /// When another attempt is worthwhile: an instance may have idled out.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -50,6 +54,7 @@ pub(crate) async fn start_or_use(
     // What others start is ready by then, or has failed.
     let deadline = since + spec.spec.readiness.start_timeout + api::MAX_FETCH;
     let mut pause = PAUSE;
+    let mut unreached: Option<Instant> = None;
     loop {
         // An id for each bid: one that is given back late must not undo the next.
         let id = RequestId::random();
@@ -60,20 +65,25 @@ pub(crate) async fn start_or_use(
             }
             Claimed::Taken(taken) => taken,
         };
-        let seen = look(inner, spec, &taken).await;
+        let begun = Instant::now();
+        let until = unreached.map(|since| since + UNREACHED);
+        let seen = look(inner, spec, &taken, until).await;
         let question = flight.question();
         match outlook(&taken, &seen, &question.limits(), question.avoids()) {
             Outlook::Use(instance, endpoint) => {
                 flight.step("claim", since, format!("there are {max} already"));
                 return Ok(Leave::Use(Landed { instance, endpoint, allocated: None }));
             }
-            Outlook::Wait if Instant::now() + pause < deadline => sleep(pause).await,
+            Outlook::Wait if Instant::now() + pause < deadline => unreached = None,
+            Outlook::Unreached(_)
+                if Instant::now() + pause < *unreached.get_or_insert(begun) + UNREACHED => {}
             outlook => {
                 let error = refused(spec, max, &taken, &outlook);
                 flight.step("claim", since, error.public());
                 return Err(error);
             }
         }
+        sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
@@ -107,14 +117,16 @@ async fn claim(inner: &Inner, spec: &Cached, max: NonZeroU32, id: &RequestId) ->
     claims::claim(reach, allocators, spawner, spec.hash, max.get(), id).await
 }
 
-/// Asks the peers of the instances that count.
-async fn look(inner: &Inner, spec: &Cached, taken: &Taken) -> Vec<Seen> {
+/// Asks the peers of the instances that count, no longer than `until`.
+async fn look(inner: &Inner, spec: &Cached, taken: &Taken, until: Option<Instant>) -> Vec<Seen> {
+    let until = until.unwrap_or_else(|| Instant::now() + UNREACHED);
     let mut peers: Vec<_> = taken.instances.iter().map(|(_, peer)| *peer).collect();
     peers.sort_unstable();
     peers.dedup();
     let asked = peers.into_iter().map(|peer| async move {
-        let endpoint = endpoint(inner, peer).await?;
-        let seen = find::ask(&inner.reach, spec.hash, &endpoint).await.ok()?;
+        let endpoint = timeout_at(until, endpoint(inner, peer)).await.ok()??;
+        let asked = find::ask(&inner.reach, spec.hash, &endpoint);
+        let seen = timeout_at(until, asked).await.ok()?.ok()?;
         inner.learn(spec.hash, &seen);
         Some(seen)
     });
@@ -136,6 +148,8 @@ enum Outlook {
     Use(InstanceId, Arc<Endpoint>),
     /// One is being started, or about to be found gone.
     Wait,
+    /// Nobody starts one, and this peer, where one runs, does not answer us.
+    Unreached(PeerId),
     /// None will do: each is further than the hard limit, the nearest so far, ...
     TooFar(Duration, Duration),
     /// ... or the request has been there.
@@ -154,8 +168,14 @@ fn outlook(taken: &Taken, seen: &[Seen], limits: &Requirements, avoid: &[Instanc
         return Outlook::Use(candidates[index].instance, ready[index].0.endpoint.clone());
     }
     let is_ready = |id: &InstanceId| candidates.iter().any(|one| one.instance == *id);
-    if taken.claims > 0 || taken.instances.iter().any(|(id, _)| !is_ready(id)) {
+    let has_answered = |peer: &PeerId| seen.iter().any(|seen| seen.endpoint.peer == *peer);
+    let mut missing = taken.instances.iter().filter(|(id, _)| !is_ready(id)).peekable();
+    let first_missing = missing.peek().map(|(_, peer)| *peer);
+    if taken.claims > 0 || missing.any(|(_, peer)| has_answered(peer)) {
         return Outlook::Wait;
+    }
+    if let Some(peer) = first_missing {
+        return Outlook::Unreached(peer);
     }
     let nearest = seen.iter().filter(|seen| !seen.ready.is_empty()).map(|seen| seen.rtt).min();
     match (nearest, limits.hard) {
@@ -174,6 +194,10 @@ fn refused(spec: &Cached, max: NonZeroU32, taken: &Taken, outlook: &Outlook) -> 
     match outlook {
         Outlook::TooFar(rtt, hard) => text.push_str(&format!(
             "; the nearest is {rtt:.1?} away, beyond the hard limit of {hard:?}"
+        )),
+        Outlook::Unreached(peer) => text.push_str(&format!(
+            "; peer {}, where one runs, cannot be reached from here",
+            peer.short()
         )),
         Outlook::Tried => text.push_str("; every one within reach has been tried"),
         Outlook::Use(..) | Outlook::Wait => {}
@@ -227,7 +251,10 @@ mod tests {
         let starting = [seen(1, 5, &[]), seen(2, 50, &[far])];
         assert!(matches!(outlook(&taken, &starting, &hard(10), &[]), Outlook::Wait));
         let silent = [seen(2, 50, &[far])];
-        assert!(matches!(outlook(&taken, &silent, &hard(10), &[]), Outlook::Wait));
+        let found = outlook(&taken, &silent, &hard(10), &[]);
+        assert!(matches!(found, Outlook::Unreached(at) if at == peer(1)), "{found:?}");
+        let coming = Taken { claims: 1, ..taken.clone() };
+        assert!(matches!(outlook(&coming, &silent, &hard(10), &[]), Outlook::Wait));
         let claimed = Taken { instances: Vec::new(), claims: 1 };
         assert!(matches!(outlook(&claimed, &[], &hard(10), &[]), Outlook::Wait));
     }

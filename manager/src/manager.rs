@@ -10,7 +10,7 @@ use std::{
 };
 
 use lca::{
-    Error, InstanceId, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
+    Error, Kind, PeerId, RequestId, Requirements, Result, ServiceHash, ServiceName,
     api::{self, proto::Step},
     discovery::Discovery,
     mesh::Mesh,
@@ -30,11 +30,11 @@ use crate::{
     cache::{Cache, Gate, Known},
     find::Seen,
     flight::{self, Boarded, Flights, How, Landed, Progress, Question},
-    moving::{self, Move, Moving, loads::Ticket},
+    moving::{self, Move, Moving, course::Avoid, loads::Ticket},
     pilot,
     policy::{self, Candidate},
     reach::Reach,
-    scale::{self, Scale, Share},
+    scale::{self, Scale},
 };
 
 /// Request ids remembered with who was asked; allocators remember for 10 minutes.
@@ -313,11 +313,13 @@ impl Manager {
             let ticket = moving.begin(candidates[index].instance);
             return Some((hints.instances.swap_remove(index), ticket));
         }
-        let pick = |avoid: &[_]| moving.pick(spec, limits, &candidates, avoid, now);
+        let tried = wish.tried.as_slice();
         let share = self.inner.scale.share(spec, now).unwrap_or_default();
-        let (index, ticket) = match surplus(&candidates, limits, &wish.tried, share) {
-            Some(avoid) => pick(&avoid).or_else(|| pick(&wish.tried))?,
-            None => pick(&wish.tried)?,
+        let surplus = scale::surplus(&candidates, limits, tried, share);
+        let pick = |surplus| moving.pick(spec, limits, &candidates, Avoid { tried, surplus }, now);
+        let (index, ticket) = match surplus.as_slice() {
+            [] => pick(&[])?,
+            some => pick(some).or_else(|| pick(&[]))?,
         };
         Some((hints.instances.swap_remove(index), ticket))
     }
@@ -355,22 +357,6 @@ impl Manager {
         }
         Ok(progress)
     }
-}
-
-/// What a request shall leave alone, where there are more instances than requests are
-/// spread over: what it has tried, and those that are to idle out.
-fn surplus(
-    candidates: &[Candidate],
-    limits: &Requirements,
-    tried: &[InstanceId],
-    share: Share,
-) -> Option<Vec<InstanceId>> {
-    if share == Share::default() {
-        return None;
-    }
-    let set = scale::working_set(candidates, limits, tried, share);
-    let left = candidates.iter().enumerate().filter(|(n, _)| !set.contains(n));
-    Some(tried.iter().copied().chain(left.map(|(_, one)| one.instance)).collect())
 }
 
 /// What an allocator's refusal means to whoever only wanted a service: nothing that it

@@ -35,7 +35,7 @@ use crate::{
     pilot,
     policy::Candidate,
 };
-use course::{Change, Course, Decision};
+use course::{Avoid, Change, Course, Decision};
 use loads::{Loads, Ticket};
 use record::Record;
 
@@ -113,7 +113,7 @@ impl Moving {
         spec: &Arc<Cached>,
         limits: &Requirements,
         candidates: &[Candidate],
-        tried: &[InstanceId],
+        avoid: Avoid<'_>,
         now: Instant,
     ) -> Option<(usize, Ticket)> {
         let key = Key::new(spec.hash, limits);
@@ -134,7 +134,7 @@ impl Moving {
         }
         let luck = [rand::random(), rand::random()];
         let busy = |instance| loads.of(instance, now);
-        let (index, change) = one.course.pick(candidates, tried, busy, luck, now)?;
+        let (index, change) = one.course.pick(candidates, avoid, busy, luck, now)?;
         if let Some(change) = change {
             self.moved(record, spec.spec.name.clone(), change, now);
         }
@@ -312,10 +312,14 @@ fn look_after(
     }
 }
 
-/// Allocators whose distance is known, the nearest first.
+/// Allocators whose distance is known, the nearest first, as requests find them.
 fn nearest(inner: &Inner) -> Vec<(Duration, Allocator)> {
     let all = inner.allocators.list().into_iter().filter(|one| !one.failed);
-    let all = all.filter_map(|one| Some((inner.reach.mesh.rtt(one.endpoint.peer)?, one)));
+    let reach = &inner.reach;
+    let all = all.filter_map(|one| {
+        let peer = one.endpoint.peer;
+        Some((reach.effective(peer, reach.mesh.rtt(peer)?), one))
+    });
     let mut all: Vec<_> = all.collect();
     all.sort_unstable_by_key(|(rtt, one)| (*rtt, one.endpoint.peer));
     all

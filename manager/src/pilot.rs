@@ -245,9 +245,10 @@ impl Luck {
     fn judge(&mut self, inner: &Inner, flight: &Flight, seen: &Seen) -> Option<Landed> {
         let question = flight.question();
         inner.learn(question.service, seen);
+        let rtt = question.distance(&inner.reach, seen.endpoint.peer, seen.rtt);
         let candidates = seen.ready.iter().map(|(instance, load)| Candidate {
             in_flight: load.in_flight,
-            ..Candidate::new(*instance, Some(seen.rtt))
+            ..Candidate::new(*instance, Some(rtt))
         });
         let candidates: Vec<_> = candidates.collect();
         let limits = question.limits();
@@ -255,8 +256,8 @@ impl Luck {
             let instance = candidates[index].instance;
             return Some(Landed { instance, endpoint: seen.endpoint.clone(), allocated: None });
         }
-        if !candidates.is_empty() && !limits.within_hard(seen.rtt) {
-            self.nearest_too_far = self.nearest_too_far.into_iter().chain([seen.rtt]).min();
+        if !candidates.is_empty() && !limits.within_hard(rtt) {
+            self.nearest_too_far = self.nearest_too_far.into_iter().chain([rtt]).min();
         }
         None
     }

@@ -5,10 +5,9 @@
 //! measured is not within a hard limit. No answer depends on the order of its input,
 //! so managers with the same view decide alike without talking to each other.
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 use lca::{InstanceId, PeerId, Requirements, ServiceHash};
-use sha2::{Digest as _, Sha256};
 
 use crate::cache::Level;
 
@@ -208,24 +207,6 @@ fn step_of(rtt: Duration) -> (u32, Duration) {
         // An RTT fits a Duration, so this ends long before it overflows.
         decade *= 10;
     }
-}
-
-/// Peers in the order that all managers share, whatever they measure: highest weight first.
-pub(crate) fn by_rendezvous(service: ServiceHash, peers: &[PeerId]) -> Vec<PeerId> {
-    let mut ordered = peers.to_vec();
-    ordered.sort_by_cached_key(|peer| (Reverse(rendezvous(service, *peer)), *peer));
-    ordered.dedup();
-    ordered
-}
-
-/// The weight of a peer for a service (highest random weight hashing).
-fn rendezvous(service: ServiceHash, peer: PeerId) -> [u8; 32] {
-    Sha256::new()
-        .chain_update(b"lca/rendezvous/1")
-        .chain_update(service.as_bytes())
-        .chain_update(peer.public_key())
-        .finalize()
-        .into()
 }
 
 #[cfg(test)]

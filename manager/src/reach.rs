@@ -55,6 +55,13 @@ impl Reach {
         }
     }
 
+    /// How far `peer` is as requests find it, which may be farther than `rtt`, what probes
+    /// say. To look for something nearer by; never to refuse by.
+    pub(crate) fn effective(&self, peer: PeerId, rtt: Duration) -> Duration {
+        let felt = self.mesh.distance(peer).and_then(|distance| distance.felt);
+        felt.map_or(rtt, |felt| felt.max(rtt))
+    }
+
     /// The instances `to` runs.
     ///
     /// # Errors

@@ -9,4 +9,4 @@ mod control;
 mod set;
 
 pub(crate) use act::{Scale, keep};
-pub(crate) use set::{Share, working_set};
+pub(crate) use set::{Share, surplus};

@@ -156,7 +156,7 @@ impl ForLocal {
             match self.confirm(&target).await {
                 Ok(Some(instance)) => return Ok((instance, true, steps)),
                 Ok(None) => self.0.report(&target, Outcome::Refused(Refusal::Unknown)),
-                Err(_) => self.0.report(&target, Outcome::Unreachable),
+                Err(error) => self.0.report(&target, unconfirmed(&error)),
             }
             wish.tried.push(target.instance);
         }
@@ -196,6 +196,16 @@ impl ForLocal {
         instance.rtt_deviation_us = self.0.inner.reach.deviation_us(at.peer);
         instance.mesh_addresses = at.mesh.iter().map(ToString::to_string).collect();
         instance
+    }
+}
+
+/// What follows for everybody from a peer that has not confirmed an instance. Only one that
+/// cannot be connected to takes its instances along: one that is late, or cannot say, may
+/// serve requests all the same.
+fn unconfirmed(error: &Error) -> Outcome {
+    match error.kind() {
+        Kind::Unavailable => Outcome::Unreachable,
+        _ => Outcome::Busy,
     }
 }
 

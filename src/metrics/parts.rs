@@ -256,7 +256,7 @@ impl Manager {
             moves: families.counters(
                 "lca_moves_total",
                 &["reason"],
-                &["soft", "hard", "gone", "silent", "failing", "better"],
+                &["soft", "hard", "gone", "silent", "failing", "better", "surplus"],
                 "Times that requests for a service went to another instance, by why.",
             ),
             looks: families.counters(

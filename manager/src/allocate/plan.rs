@@ -90,6 +90,10 @@ impl<'a> Plan<'a> {
             all.find(|endpoint| endpoint.peer == *peer).cloned()
         };
         let (mut offers, silent) = measure(reach, allocators, order.service, group, patience).await;
+        let question = self.flight.question();
+        for offer in &mut offers {
+            offer.rtt = question.distance(reach, offer.peer, offer.rtt);
+        }
         let joins = order.mode != Mode::New;
         heed_rooms(&mut offers, allocators, order.resources, joins);
         ask_facts(reach, order.placement, order.service, &order.limits, group, &mut offers).await;
@@ -104,7 +108,7 @@ impl<'a> Plan<'a> {
         if order.mode == Mode::Ensure {
             let near = begun::whom(reach, &order.limits, &ranked, &offers, &self.doubtful);
             let near: Vec<_> = near.iter().filter_map(one).collect();
-            let tried = self.flight.question().avoids();
+            let tried = question.avoids();
             if near.len() > 1
                 && let Some(peer) = begun::begun(reach, order.service, near, tried).await
             {

@@ -58,6 +58,7 @@ pub(super) fn instance_reason(
         Told::Chosen | Told::Usable => {
             let place = match verdict {
                 Told::Chosen => "the best there is",
+                _ if one.surplus => "fewer will do: it gets no requests, and idles out",
                 _ => "another is better",
             };
             match limits.soft {
@@ -119,6 +120,7 @@ pub(super) fn move_reason(reason: Reason) -> &'static str {
         Reason::Silent => "the peer of the old one did not answer",
         Reason::Failing => "the old one kept failing",
         Reason::Better => "the new one is clearly nearer or less busy",
+        Reason::Surplus => "fewer will do, and the old one is to idle out",
     }
 }
 

@@ -64,6 +64,15 @@ pub(crate) struct Change {
     pub(crate) reason: Reason,
 }
 
+/// What a request leaves alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Avoid<'a> {
+    /// It has been there in vain, which says nothing about the next one.
+    pub(crate) tried: &'a [InstanceId],
+    /// These are to idle out: nobody's requests go there.
+    pub(crate) surplus: &'a [InstanceId],
+}
+
 /// What is known of load: requests of ours, and of others with the age of that.
 pub(crate) type Busy = (u32, Option<(u32, Duration)>);
 
@@ -115,7 +124,7 @@ impl Course {
     pub(crate) fn pick(
         &mut self,
         candidates: &[Candidate],
-        tried: &[InstanceId],
+        avoid: Avoid<'_>,
         busy: impl Fn(InstanceId) -> Busy,
         luck: [f64; 2],
         now: Instant,
@@ -123,11 +132,11 @@ impl Course {
         if self.seen.is_some_and(|seen| now.duration_since(seen) >= GAP) {
             self.standings.clear();
         }
-        let (indices, contenders) = self.contenders(candidates, tried, busy);
+        let (indices, contenders) = self.contenders(candidates, avoid, busy);
         let may_leave = self.home.is_some_and(|home| now.duration_since(home.since) >= DWELL);
         let home = two::Home { at: self.home(), may_leave };
         let chosen = two::choose(&contenders, home, luck)?;
-        let change = self.change(candidates, &contenders, &contenders[chosen], tried, now);
+        let change = self.change(candidates, &contenders, &contenders[chosen], avoid, now);
         Some((indices[chosen], change))
     }
 
@@ -157,7 +166,7 @@ impl Course {
         }
         let Some(home) = self.home() else {
             // The first request was answered by a flight: it is wherever that brought it.
-            let _no_change = self.pick(candidates, &[], busy, luck, now);
+            let _no_change = self.pick(candidates, Avoid::default(), busy, luck, now);
             return Decision::Stay;
         };
         let Some(home) = candidates.iter().find(|one| one.instance == home) else {
@@ -169,7 +178,7 @@ impl Course {
         if !self.is_usable(home) {
             return Decision::Stay;
         }
-        if let Some((_, Some(change))) = self.pick(candidates, &[], busy, luck, now) {
+        if let Some((_, Some(change))) = self.pick(candidates, Avoid::default(), busy, luck, now) {
             return Decision::Move(change);
         }
         let reach = soft.min(rtt.mul_f64(GAIN));
@@ -208,16 +217,18 @@ impl Course {
     fn contenders(
         &self,
         candidates: &[Candidate],
-        tried: &[InstanceId],
+        avoid: Avoid<'_>,
         busy: impl Fn(InstanceId) -> Busy,
     ) -> (Vec<usize>, Vec<Contender>) {
         let home = self.home().and_then(|home| candidates.iter().find(|c| c.instance == home));
         // Beyond soft for good, and still in use: only what is worth the move is near.
         let leaving = home.filter(|home| self.is_usable(home) && self.is_far(home.instance));
         let reach = leaving.and_then(Candidate::effective).map(|rtt| rtt.mul_f64(GAIN));
-        let contenders = candidates.iter().enumerate().filter_map(|(index, one)| {
+        let all = candidates.iter().enumerate();
+        let all = all.filter(|(_, one)| !avoid.surplus.contains(&one.instance));
+        let contenders = all.filter_map(|(index, one)| {
             let is_home = Some(one.instance) == self.home();
-            let group = match policy::judge(one, &self.limits, tried) {
+            let group = match policy::judge(one, &self.limits, avoid.tried) {
                 Verdict::Usable if self.is_near(one, is_home, reach) => Group::Near,
                 Verdict::Usable => Group::Far,
                 Verdict::Suspect => Group::Suspect,
@@ -248,7 +259,7 @@ impl Course {
         candidates: &[Candidate],
         contenders: &[Contender],
         chosen: &Contender,
-        tried: &[InstanceId],
+        avoid: Avoid<'_>,
         now: Instant,
     ) -> Option<Change> {
         let to = chosen.instance;
@@ -257,12 +268,13 @@ impl Course {
             return None;
         };
         // What one request has tried in vain may be good for the next.
-        if from == to || tried.contains(&from) {
+        if from == to || avoid.tried.contains(&from) {
             return None;
         }
         let group = contenders.iter().find(|one| one.instance == from).map(|one| one.group);
         let reason = match (candidates.iter().find(|one| one.instance == from), group) {
             (None, _) => Reason::Gone,
+            _ if avoid.surplus.contains(&from) => Reason::Surplus,
             (Some(_), Some(Group::Suspect)) if chosen.group < Group::Suspect => Reason::Failing,
             (Some(_), Some(group)) if chosen.group < group => Reason::Soft,
             // Load is spread, which is no move.

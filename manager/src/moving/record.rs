@@ -42,12 +42,21 @@ pub enum Reason {
     Failing,
     /// Another one is clearly nearer or less busy.
     Better,
+    /// There are more than requests need, and it is one of those that are to idle out.
+    Surplus,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Soft, Self::Hard, Self::Gone, Self::Silent, Self::Failing, Self::Better];
+    pub const ALL: [Self; 7] = [
+        Self::Soft,
+        Self::Hard,
+        Self::Gone,
+        Self::Silent,
+        Self::Failing,
+        Self::Better,
+        Self::Surplus,
+    ];
 
     /// The word it is counted and shown under.
     pub const fn as_str(self) -> &'static str {
@@ -58,6 +67,7 @@ impl Reason {
             Self::Silent => "silent",
             Self::Failing => "failing",
             Self::Better => "better",
+            Self::Surplus => "surplus",
         }
     }
 }

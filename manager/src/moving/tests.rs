@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     Reason,
-    course::{Change, Course, Decision},
+    course::{Avoid, Change, Course, Decision},
     standing::DWELL,
 };
 use crate::policy::Candidate;
@@ -117,7 +117,7 @@ impl<'a> Simulation<'a> {
                 self.look = Some((place, self.now + READY));
             }
         }
-        match self.course.pick(&candidates, &[], idle, [0.5; 2], self.now) {
+        match self.course.pick(&candidates, Avoid::default(), idle, [0.5; 2], self.now) {
             Some((_, change)) => self.moves.extend(change.map(|change| (self.at(), change))),
             // A cold request: it is started where it is nearest.
             None => {
@@ -329,7 +329,7 @@ proptest! {
         for _ in 0..400 {
             let candidates = simulation.candidates();
             let now = simulation.now;
-            let picked = simulation.course.pick(&candidates, &[], |_| (1, None), [0.3, 0.7], now);
+            let picked = simulation.course.pick(&candidates, Avoid::default(), |_| (1, None), [0.3, 0.7], now);
             if let Some((index, _)) = picked {
                 prop_assert!(candidates[index].rtt.unwrap() <= Duration::from_secs_f64(HARD / 1e3));
             }
@@ -338,4 +338,30 @@ proptest! {
             simulation.tick();
         }
     }
+}
+
+#[test]
+fn a_home_that_is_to_idle_out_is_left_once_and_the_new_one_is_home() {
+    let now = Instant::now();
+    let mut course = Course::new(Requirements::default());
+    let all = [1, 2, 3].map(|n: u8| {
+        Candidate::new(format!("{n:032x}").parse().unwrap(), Some(Duration::from_millis(1)))
+    });
+    let idle = |_| (0, None);
+    let home = course.pick(&all, Avoid::default(), idle, [0.5; 2], now).unwrap().0;
+    let surplus = [all[home].instance];
+    let avoid = Avoid { tried: &[], surplus: &surplus };
+    let (to, change) = course.pick(&all, avoid, idle, [0.5; 2], now).unwrap();
+    let (from, to) = (all[home].instance, all[to].instance);
+    assert_eq!(change, Some(Change { from, to, reason: Reason::Surplus }));
+    assert_eq!(course.home(), Some(to));
+    for luck in 0..10 {
+        let luck = f64::from(luck) / 10.0;
+        let (at, change) = course.pick(&all, avoid, idle, [luck, 1.0 - luck], now).unwrap();
+        assert_eq!((all[at].instance, change), (to, None), "a quiet client stays there");
+    }
+    // What a request has tried is another matter: the next one goes home.
+    let tried = Avoid { tried: &[to], surplus: &surplus };
+    assert_eq!(course.pick(&all, tried, idle, [0.5; 2], now).unwrap().1, None);
+    assert_eq!(course.home(), Some(to));
 }

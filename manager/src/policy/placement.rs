@@ -6,9 +6,9 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use lca::{PeerId, Placement, Requirements, ServiceHash};
+use lca::{PeerId, Placement, Requirements, ServiceHash, rendezvous};
 
-use super::{Offer, bucket, rendezvous};
+use super::{Offer, bucket};
 
 /// Steps in which the use of an allocator is seen: fine enough to fill one before the
 /// next, coarse enough that two managers which ask one after the other see the same.
@@ -107,7 +107,7 @@ fn ranked<P: Place>(
         let placed = facts.map_or((u32::MAX, u32::MAX), |facts| P::key(&facts));
         let near_first = if P::NEAREST || !best { distance } else { 0 };
         let key = (Reverse(best), near_first, Reverse(has_one), placed, distance);
-        (key, Reverse(rendezvous(service, offer.peer)), offer.peer)
+        (key, Reverse(rendezvous::weight(service, offer.peer)), offer.peer)
     });
     usable.into_iter().map(|offer| offer.peer).collect()
 }

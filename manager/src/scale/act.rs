@@ -85,6 +85,14 @@ impl Scale {
         Some(Share { size, max })
     }
 
+    /// The same for somebody who only wants to see it.
+    pub(crate) fn peek(&self, spec: &Cached) -> Share {
+        let max = spec.spec.max_instances.map(|max| max.get() as usize);
+        let services = self.lock();
+        let looked = services.peek(&spec.hash).filter(|one| one.looked);
+        Share { size: looked.map(|one| one.control.size()), max }
+    }
+
     fn in_use(&self, now: Instant) -> Vec<Arc<Cached>> {
         let services = self.lock();
         let in_use = services.iter().filter(|(_, one)| now.duration_since(one.used) < IN_USE);

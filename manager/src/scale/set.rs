@@ -4,7 +4,8 @@
 //! Choosing among all known instances would keep every one of them busy for ever at the
 //! smallest load: none could go. So requests go to the first few in an order that all
 //! managers of one place agree on without talking to each other: near ones first, by the
-//! steps that allocators are ranked by, then by id.
+//! steps that allocators are ranked by, then by id. Where requests find a peer far that probes find
+//! near, the requests count: agreement is worth less than that.
 
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub(crate) fn working_set(
         set.truncate(max.max(1));
     }
     let place = |n: &usize| {
-        let Candidate { rtt, instance, .. } = candidates[*n];
+        let (rtt, instance) = (candidates[*n].effective(), candidates[*n].instance);
         let step = rtt.map_or(Duration::MAX, policy::bucket_end);
         (!rtt.is_some_and(|rtt| limits.within_soft(rtt)), step, instance)
     };
@@ -58,6 +59,21 @@ pub(crate) fn working_set(
     set.truncate(if near > 0 { size.min(near) } else { size });
     set.sort_unstable();
     set
+}
+
+/// Those that are to idle out: the candidates outside of the working set.
+pub(crate) fn surplus(
+    candidates: &[Candidate],
+    limits: &Requirements,
+    tried: &[InstanceId],
+    share: Share,
+) -> Vec<InstanceId> {
+    if share == Share::default() {
+        return Vec::new();
+    }
+    let set = working_set(candidates, limits, tried, share);
+    let left = candidates.iter().enumerate().filter(|(n, _)| !set.contains(n));
+    left.map(|(_, one)| one.instance).collect()
 }
 
 #[cfg(test)]
@@ -126,6 +142,16 @@ mod tests {
         assert_eq!(set(9).len(), 3);
         let soft = Requirements { soft: Some(Duration::from_millis(10)), hard: None };
         assert_eq!(working_set(&all, &soft, &[], share(9)), [1, 2], "those within soft alone");
+    }
+
+    #[test]
+    fn one_that_requests_find_far_comes_after_one_that_is_near() {
+        let felt = Some(Duration::from_millis(80));
+        let all =
+            [Candidate { felt, ..candidate(1, Some(1), false) }, candidate(2, Some(2), false)];
+        assert_eq!(working_set(&all, &Requirements::default(), &[], share(1)), [1]);
+        let soft = Requirements { soft: Some(Duration::from_millis(10)), hard: None };
+        assert_eq!(working_set(&all, &soft, &[], share(2)), [1], "it is beyond soft");
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What a manager does about a limit on instances: leave first, then the start.
 
+use std::time::Duration;
+
 use lca::{
-    InstanceId, Kind, PeerId,
+    Error, InstanceId, Kind, PeerId,
     api::proto::{self, allocate_request::Mode},
+    rendezvous,
     testing::eventually,
 };
 
-use super::world::{Client, FakeAllocator, HELLO, World, hash_of, spec, wish};
-use crate::policy;
+use tokio::time::Instant;
+
+use super::world::{Behaviour, Client, FakeAllocator, HELLO, World, hash_of, spec, wish};
 
 fn limited(max: u32) -> proto::ServiceSpec {
     proto::ServiceSpec { max_instances: max, ..spec(HELLO) }
@@ -17,7 +21,7 @@ fn limited(max: u32) -> proto::ServiceSpec {
 fn holders(world: &World) -> [FakeAllocator; 3] {
     let all = [(); 3].map(|()| world.allocator());
     let peers: Vec<_> = all.iter().map(FakeAllocator::id).collect();
-    let ordered = policy::by_rendezvous(hash_of(&spec(HELLO)), &peers);
+    let ordered = rendezvous::order(hash_of(&spec(HELLO)), peers);
     let find = |peer: PeerId| all.iter().find(|one| one.id() == peer).unwrap().clone();
     [find(ordered[0]), find(ordered[1]), find(ordered[2])]
 }
@@ -164,4 +168,118 @@ async fn holders_that_cannot_be_reached_do_not_keep_anybody_from_starting() {
     let target = client.pick().await.unwrap();
     assert_eq!(target.endpoint.peer, third.id());
     assert_eq!(third.claimed()[0].limit, 1, "the next in order is asked instead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_is_renewed_while_the_start_goes_on() {
+    let world = World::with([limited(1)]);
+    let all = holders(&world);
+    let client = world.client();
+    knows_all(&client).await;
+    all.iter().for_each(|one| one.becomes(Behaviour::Takes(Duration::from_secs(10))));
+    let target = client.pick().await.unwrap();
+    for holder in &all[..2] {
+        let told = eventually("the claim to be bound", async || {
+            let told = holder.claimed();
+            let bound = told.last().is_some_and(|last| !last.instance.is_empty());
+            if bound { Ok(told) } else { Err(told) }
+        })
+        .await;
+        // Asked, renewed after 3, 6 and 9 seconds, and bound.
+        assert_eq!(told.len(), 5, "{told:?}");
+        assert!(told[..4].iter().all(|one| one.ttl_ms > 0 && one.limit == 1));
+        assert!(told.iter().all(|one| one.request_id == told[0].request_id));
+        assert_eq!(told[4].instance, target.instance.to_string());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_holder_that_falls_silent_may_have_granted_is_given_back_and_the_next_is_asked() {
+    let world = World::with([limited(1)]);
+    let [first, second, third] = holders(&world);
+    let client = world.client();
+    world.distance(&client, &first, 40);
+    knows_all(&client).await;
+    first.becomes(Behaviour::Hangs);
+    let target = client.pick().await.unwrap();
+    assert_ne!(target.endpoint.peer, first.id());
+    let told = eventually("the first to be given back what it never said", async || {
+        let told = first.claimed();
+        if told.len() > 1 { Ok(told) } else { Err(told) }
+    })
+    .await;
+    assert!(told[0].ttl_ms > 0 && told[1].ttl_ms == 0, "{told:?}");
+    assert_eq!(told[1].request_id, told[0].request_id);
+    assert!([second, third].iter().all(|one| one.claimed()[0].ttl_ms > 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_falls_silent_during_the_start_does_not_end_it() {
+    let world = World::with([limited(1)]);
+    let [first, second, third] = holders(&world);
+    let client = world.client();
+    world.distance(&client, &first, 40);
+    knows_all(&client).await;
+    for one in [&second, &third] {
+        one.becomes(Behaviour::Takes(Duration::from_secs(10)));
+    }
+    let picking = tokio::spawn(async move { client.pick().await });
+    eventually("the start to begin", async || second.asked().len() + third.asked().len() == 1)
+        .await;
+    world.network.take_down(first.id());
+    let instance = picking.await.unwrap().unwrap().instance;
+    eventually("the other holder to be told what it became", async || {
+        second.claimed().last().is_some_and(|last| last.instance == instance.to_string())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_holder_that_holds_all_it_can_says_no_and_is_not_passed_over() {
+    let world = World::with([limited(1)]);
+    let [first, second, third] = holders(&world);
+    let client = world.client();
+    knows_all(&client).await;
+    first.refuses_claims(Some(Error::new(Kind::NoCapacity, "too many claims are held for it")));
+    let picking = tokio::spawn(async move { client.pick().await });
+    eventually("the holder to be asked again", async || first.claimed().len() > 2).await;
+    assert!([&second, &third].iter().all(|one| one.claimed().is_empty()));
+    first.refuses_claims(None);
+    picking.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_only_holders_can_reach_is_waited_for_three_seconds_and_named() {
+    let world = World::with([limited(1)]);
+    let [first, _, third] = holders(&world);
+    let client = world.client();
+    knows_all(&client).await;
+    let id = third.runs_quietly(&limited(1), InstanceId::random());
+    first.says_taken(taken(&[(id, &third)], 0));
+    world.network.take_down(third.id());
+    let begun = Instant::now();
+    let error = client.pick().await.unwrap_err();
+    assert_eq!((error.kind(), error.to_problem("").status().as_u16()), (Kind::NoCapacity, 503));
+    assert!(error.retry_delay().is_some());
+    let named = format!("peer {}, where one runs, cannot be reached from here", third.id().short());
+    assert!(error.public().contains(&named), "{error}");
+    let took = begun.elapsed();
+    assert!((2500..4000).contains(&took.as_millis()), "{took:?}");
+    // A link that comes back in that time costs nobody an answer, ...
+    let (world_network, back) = (world.network.clone(), third.id());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        world_network.bring_up(back);
+    });
+    assert_eq!(client.pick().await.unwrap().instance, id);
+    // ... and what its holder has not reached, either, is waited for until it knows more.
+    client.manager.inner.cache().forget(third.id());
+    world.network.take_down(third.id());
+    first.says_taken(taken(&[(id, &third)], 1));
+    let free = first.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        free.says_taken(None);
+    });
+    assert_ne!(client.pick().await.unwrap().instance, id, "it was found dead");
 }

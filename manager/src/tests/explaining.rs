@@ -15,8 +15,8 @@ use lca::{
 };
 use tokio::time::Instant;
 
-use super::world::{Behaviour, Client, HELLO, World, hash_of, spec};
-use crate::Config;
+use super::world::{Behaviour, Client, HELLO, World, hash_of, spec, wish};
+use crate::{Config, Wish};
 
 async fn explain(world: &World, client: &Client, service: &str) -> Result<ExplainResponse, Error> {
     client.peer.serve(client.manager.local_routes());
@@ -186,4 +186,55 @@ async fn dead_and_hung_peers_are_named_and_hold_nobody_up() {
     };
     assert_eq!(asked(dead.id().to_string()), (false, "does not answer".to_owned()));
     assert!(asked(well.id().to_string()).0);
+}
+
+#[tokio::test]
+async fn what_is_surplus_is_said_to_be_and_requests_go_where_it_is_told() {
+    let hello = proto::ServiceSpec { max_instances: 1, ..spec(HELLO) };
+    let world = World::with([hello.clone()]);
+    let (near, far, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &far, 9);
+    // The one that is nearer is one too many for everybody, by its id.
+    let mut ids = [InstanceId::random(), InstanceId::random()];
+    ids.sort();
+    near.runs_quietly(&hello, ids[1]);
+    far.runs_quietly(&hello, ids[0]);
+    near.peer.announce(Key::Service(hash_of(&hello))).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(client.pick().await.unwrap().instance, ids[1], "it is all that is known");
+    }
+    far.peer.announce(Key::Service(hash_of(&hello))).await.unwrap();
+    let elsewhere = Wish { tried: vec![ids[1]], ..wish(HELLO) };
+    assert_eq!(client.manager.pick(elsewhere).await.unwrap().instance, ids[0]);
+    for _ in 0..10 {
+        assert_eq!(client.pick().await.unwrap().instance, ids[0]);
+    }
+    let told = explain(&world, &client, HELLO).await.unwrap();
+    let expected = [(ids[0], Verdict::Chosen), (ids[1], Verdict::Usable)];
+    assert_eq!(verdicts(&told), expected.map(|(id, verdict)| (id.to_string(), verdict)));
+    assert!(told.instances[1].reason.starts_with("fewer will do"), "{}", told.instances[1].reason);
+    assert_eq!(told.outlook.unwrap().instance, ids[0].to_string());
+    assert_eq!(told.moves.len(), 1);
+    assert_eq!(told.moves[0].reason, "fewer will do, and the old one is to idle out");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_slow_to_confirm_an_instance_keeps_it_and_one_that_is_gone_does_not() {
+    let world = World::new();
+    let (allocator, client) = (world.allocator(), world.client());
+    let running = allocator.runs(&spec(HELLO)).await;
+    client.pick().await.unwrap();
+    client.peer.serve(client.manager.local_routes());
+    let channel = world.network.join(&[]).grpc(&client.peer.own()).await.unwrap();
+    let mut manager = ManagerClient::new(channel);
+    let ask = proto::ResolveRequest { service: HELLO.to_owned(), allocate: false };
+    let hash = hash_of(&spec(HELLO));
+    let known = || client.manager.inner.cache().peek(hash, Instant::now());
+    allocator.becomes(Behaviour::Hangs);
+    manager.resolve(ask.clone()).await.unwrap_err();
+    assert_eq!(known().iter().map(|one| one.instance).collect::<Vec<_>>(), [running]);
+    world.network.take_down(allocator.id());
+    // Others of its clients may be connected to it yet; this one is not.
+    manager.resolve(ask).await.unwrap_err();
+    assert!(known().is_empty());
 }

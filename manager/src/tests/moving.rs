@@ -234,3 +234,22 @@ async fn requests_under_way_spread_over_those_within_soft_and_not_beyond() {
     assert!(targets.iter().all(|target| target.instance == home));
     assert!(world.drain().await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_home_that_only_requests_find_too_far_is_left_by_allocating_elsewhere() {
+    let (_world, client, old, new) = settled().await;
+    let slow = Outcome::Answered { load: Default::default(), way: Some(Duration::from_millis(60)) };
+    let mut moved = None;
+    for n in 0..100 {
+        let target = client.pick().await.unwrap();
+        let is_old = target.endpoint.peer == old.id();
+        let fast = Outcome::Answered { load: Default::default(), way: None };
+        client.manager.report(&target, if is_old { slow } else { fast });
+        moved = moved.or((!is_old).then_some(n));
+        sleep(PAUSE).await;
+    }
+    // Three seconds to believe it, two to dwell on it, and a start.
+    assert!(moved.is_some_and(|n| n < 70), "{moved:?}");
+    assert_eq!((old.asked().len(), new.asked().len()), (1, 1), "the old one is not asked again");
+    assert_eq!(reasons(&client), [Reason::Soft]);
+}

@@ -111,6 +111,7 @@ impl World {
             claimed: Vec::new(),
             taken: None,
             cached: Vec::new(),
+            claim_error: None,
         };
         let (state, feed) = (Arc::new(Mutex::new(state)), broadcast::Sender::new(64));
         let allocator = FakeAllocator { peer, state, feed };
@@ -191,6 +192,8 @@ struct State {
     /// What it says to claims; `None`: granted.
     taken: Option<proto::ClaimResponse>,
     cached: Vec<String>,
+    /// What it refuses claims with, if it does.
+    claim_error: Option<Error>,
 }
 
 impl FakeAllocator {
@@ -211,6 +214,11 @@ impl FakeAllocator {
     /// What it says from now on to whoever claims; `None`: granted.
     pub(crate) fn says_taken(&self, taken: Option<proto::ClaimResponse>) {
         self.lock().taken = taken;
+    }
+
+    /// What it refuses all claims with from now on, if it does.
+    pub(crate) fn refuses_claims(&self, error: Option<Error>) {
+        self.lock().claim_error = error;
     }
 
     /// Starts an instance by itself and announces it.
@@ -382,9 +390,12 @@ impl Allocator for FakeAllocator {
         &self,
         request: Request<proto::ClaimRequest>,
     ) -> Result<Response<proto::ClaimResponse>, Status> {
+        self.lock().claimed.push(request.into_inner());
         self.hang().await;
-        let mut state = self.lock();
-        state.claimed.push(request.into_inner());
+        let state = self.lock();
+        if let Some(error) = &state.claim_error {
+            return Err(error.clone().into());
+        }
         let granted = proto::ClaimResponse { granted: true, ..Default::default() };
         Ok(Response::new(state.taken.clone().unwrap_or(granted)))
     }
