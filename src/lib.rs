@@ -19,6 +19,7 @@ pub mod logs;
 pub mod mesh;
 pub mod metrics;
 pub mod rendezvous;
+pub mod sequence;
 pub mod shutdown;
 mod spec;
 pub mod specs;

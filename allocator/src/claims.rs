@@ -14,6 +14,9 @@
 //! an instance counts: a holder that has started anew, or has not looked for a while, asks
 //! the allocators before it grants, and those where instances are before it refuses.
 //!
+//! Messages carry the order in which they were made, and an end is remembered for a while: a
+//! renewal that was overtaken by it on the way would be a claim of nobody's otherwise.
+//!
 //! Invariant: what is granted, together with what is known to run, is never more than the
 //! limit it was granted under.
 
@@ -50,6 +53,10 @@ pub const SEEN: Duration = Duration::from_secs(1);
 /// How long a peer that answers nobody in time counts as slow before what it ran is given up:
 /// probes find within seconds that one is dead; this is for one that nobody can probe.
 pub const SLOW: Duration = Duration::from_secs(60);
+/// How long the end of a claim is remembered: longer than a message is on its way.
+const REMEMBERED: Duration = MAX_TTL;
+/// Ends remembered of one service; the oldest makes room.
+const MAX_ENDED: usize = 256;
 /// When there may be room for another claim.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -119,11 +126,19 @@ pub struct Claims {
 
 #[derive(Debug, Default)]
 struct Service {
-    /// And until when each is held.
-    claims: HashMap<Claimant, Instant>,
+    claims: HashMap<Claimant, Held>,
+    /// Those that ended lately: the number of the message that said so, and when it came.
+    ended: HashMap<Claimant, (u64, Instant)>,
     instances: HashMap<InstanceId, Counted>,
     /// When all allocators were last asked.
     surveyed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    until: Instant,
+    /// Of the last message about it.
+    sequence: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +157,8 @@ impl Default for Claims {
 }
 
 impl Claims {
-    /// Asks for one more, where there may be `limit`, or to hold it longer.
+    /// Asks for one more, where there may be `limit`, or to hold it longer. `sequence` is the
+    /// number of the message, 0 if it has none: what was said before the end of the claim is void.
     ///
     /// # Errors
     /// [`Kind::NoCapacity`] if there are too many claims of this service.
@@ -150,6 +166,7 @@ impl Claims {
         &mut self,
         service: ServiceHash,
         claimant: &Claimant,
+        sequence: u64,
         limit: u32,
         ttl: Duration,
         now: Instant,
@@ -157,9 +174,12 @@ impl Claims {
         let held = self.services.get_or_insert_mut(service, Service::default);
         held.expire(now);
         let until = now + ttl.min(MAX_TTL);
-        if let Some(held_until) = held.claims.get_mut(claimant) {
-            *held_until = until;
+        if let Some(held) = held.claims.get_mut(claimant) {
+            *held = Held { until, sequence: held.sequence.max(sequence) };
             return Ok(Answer::Granted);
+        }
+        if sequence > 0 && held.ended.get(claimant).is_some_and(|(end, _)| sequence <= *end) {
+            return Ok(held.taken());
         }
         if held.surveyed.is_none_or(|at| now >= at + SURVEYED) {
             return Ok(Answer::LookEverywhere);
@@ -170,7 +190,7 @@ impl Claims {
                 return Err(Error::new(Kind::NoCapacity, "too many claims are held for it")
                     .retry_after(BUSY));
             }
-            held.claims.insert(claimant.clone(), until);
+            held.claims.insert(claimant.clone(), Held { until, sequence });
             return Ok(Answer::Granted);
         }
         let old = held.instances.values().filter(|counted| now >= counted.seen + SEEN);
@@ -193,10 +213,22 @@ impl Claims {
     }
 
     /// The claim is no longer wanted: nothing was started with it.
-    pub fn give_back(&mut self, service: ServiceHash, claimant: &Claimant) {
+    pub fn give_back(
+        &mut self,
+        service: ServiceHash,
+        claimant: &Claimant,
+        sequence: u64,
+        now: Instant,
+    ) {
         if let Some(held) = self.services.peek_mut(&service) {
-            held.claims.remove(claimant);
+            held.end(claimant, sequence, now);
         }
+    }
+
+    /// Whether the claim is held at `now`.
+    pub fn holds(&self, service: ServiceHash, claimant: &Claimant, now: Instant) -> bool {
+        let held = self.services.peek(&service).and_then(|held| held.claims.get(claimant));
+        held.is_some_and(|held| now < held.until)
     }
 
     /// The claim has become this instance, which counts instead of it.
@@ -204,12 +236,12 @@ impl Claims {
         &mut self,
         service: ServiceHash,
         claimant: &Claimant,
-        instance: InstanceId,
-        peer: PeerId,
+        sequence: u64,
+        (instance, peer): (InstanceId, PeerId),
         now: Instant,
     ) {
         let held = self.services.get_or_insert_mut(service, Service::default);
-        held.claims.remove(claimant);
+        held.end(claimant, sequence, now);
         held.count(instance, peer, now);
     }
 
@@ -254,10 +286,30 @@ impl Service {
     /// died before saying so: that is looked for before anything is granted again.
     fn expire(&mut self, now: Instant) {
         let before = self.claims.len();
-        self.claims.retain(|_, until| now < *until);
+        self.claims.retain(|_, held| now < held.until);
         if self.claims.len() < before {
             self.surveyed = None;
         }
+    }
+
+    /// A claim is over, unless it was made again since.
+    fn end(&mut self, claimant: &Claimant, sequence: u64, now: Instant) {
+        let is_newer = |held: &Held| sequence > 0 && held.sequence > sequence;
+        if self.claims.get(claimant).is_some_and(is_newer) {
+            return;
+        }
+        self.claims.remove(claimant);
+        if sequence == 0 {
+            return;
+        }
+        self.ended.retain(|_, (_, at)| now < *at + REMEMBERED);
+        if self.ended.len() >= MAX_ENDED && !self.ended.contains_key(claimant) {
+            let oldest = self.ended.iter().min_by_key(|(_, (_, at))| *at);
+            let oldest = oldest.map(|(claimant, _)| claimant.clone());
+            oldest.and_then(|oldest| self.ended.remove(&oldest));
+        }
+        let end = self.ended.entry(claimant.clone()).or_insert((sequence, now));
+        *end = (end.0.max(sequence), now);
     }
 
     fn count(&mut self, instance: InstanceId, peer: PeerId, seen: Instant) {
@@ -311,7 +363,7 @@ mod tests {
     }
 
     fn claim(claims: &mut Claims, by: u8, limit: u32, now: Instant) -> Answer {
-        claims.claim(SERVICE, &claimant(by), limit, TTL, now).unwrap()
+        claims.claim(SERVICE, &claimant(by), 0, limit, TTL, now).unwrap()
     }
 
     fn taken(instances: &[(InstanceId, u8)], claims: u32) -> Answer {
@@ -327,7 +379,7 @@ mod tests {
         assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted, "the same one, longer");
         assert_eq!(claim(&mut claims, 2, 1, now), taken(&[], 1));
         assert_eq!(claim(&mut claims, 2, 2, now), Answer::Granted, "where there may be two");
-        claims.give_back(SERVICE, &claimant(1));
+        claims.give_back(SERVICE, &claimant(1), 0, now);
         assert_eq!(claim(&mut claims, 3, 2, now), Answer::Granted);
     }
 
@@ -337,7 +389,7 @@ mod tests {
         let mut claims = looked(now);
         let instance = InstanceId::random();
         assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
-        claims.bind(SERVICE, &claimant(1), instance, peer(100), now);
+        claims.bind(SERVICE, &claimant(1), 0, (instance, peer(100)), now);
         assert_eq!(claim(&mut claims, 2, 1, now), taken(&[(instance, 100)], 0));
         // Before somebody is refused for what was seen a while ago, it is looked at.
         let later = now + SEEN;
@@ -364,7 +416,7 @@ mod tests {
         let bound = |instance| {
             let mut claims = looked(now);
             assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
-            claims.bind(SERVICE, &claimant(1), instance, peer(100), now);
+            claims.bind(SERVICE, &claimant(1), 0, (instance, peer(100)), now);
             claims
         };
         let instance = InstanceId::random();
@@ -427,9 +479,42 @@ mod tests {
         let begun = now + SEEN;
         let instance = InstanceId::random();
         assert_eq!(claim(&mut claims, 1, 1, now), Answer::Granted);
-        claims.bind(SERVICE, &claimant(1), instance, peer(100), begun + SEEN);
+        claims.bind(SERVICE, &claimant(1), 0, (instance, peer(100)), begun + SEEN);
         claims.surveyed(SERVICE, &survey(begun, &[]));
         assert_eq!(claim(&mut claims, 2, 1, begun + SEEN), taken(&[(instance, 100)], 0));
+    }
+
+    #[test]
+    fn a_renewal_that_the_end_of_its_claim_has_overtaken_blocks_nobody() {
+        let now = Instant::now();
+        let mut claims = looked(now);
+        let instance = InstanceId::random();
+        let says = |sequence, claims: &mut Claims| {
+            claims.claim(SERVICE, &claimant(1), sequence, 2, TTL, now).unwrap()
+        };
+        assert_eq!(says(5, &mut claims), Answer::Granted);
+        claims.bind(SERVICE, &claimant(1), 7, (instance, peer(100)), now);
+        assert_eq!(says(6, &mut claims), taken(&[(instance, 100)], 0), "it is void");
+        assert!(!claims.holds(SERVICE, &claimant(1), now));
+        assert_eq!(claim(&mut claims, 2, 2, now), Answer::Granted, "there is a place");
+        claims.give_back(SERVICE, &claimant(2), 0, now);
+        // The same call again, later: it is a claim of its own, which what was said before
+        // does not end.
+        assert_eq!(says(8, &mut claims), Answer::Granted);
+        claims.give_back(SERVICE, &claimant(1), 7, now);
+        assert!(claims.holds(SERVICE, &claimant(1), now));
+        claims.give_back(SERVICE, &claimant(1), 9, now);
+        assert!(!claims.holds(SERVICE, &claimant(1), now));
+        // An end that comes before anything else of it counts as well.
+        claims.give_back(SERVICE, &claimant(3), 4, now);
+        let late = claims.claim(SERVICE, &claimant(3), 3, 2, TTL, now).unwrap();
+        assert_eq!(late, taken(&[(instance, 100)], 0));
+        // It is not remembered for ever, and who counts nothing is heard as it comes.
+        let later = now + REMEMBERED;
+        claims.give_back(SERVICE, &claimant(4), 1, later);
+        assert_eq!(claims.services.peek(&SERVICE).unwrap().ended.len(), 1);
+        claims.surveyed(SERVICE, &survey(later, &[(100, instance, None)]));
+        assert_eq!(claim(&mut claims, 4, 2, later), Answer::Granted);
     }
 
     #[test]
@@ -445,14 +530,16 @@ mod tests {
         for n in 0..MAX_CLAIMS {
             let claimant = Claimant { peer: None, request: format!("r{n}").parse().unwrap() };
             claims.surveyed(SERVICE, &survey(now, &[]));
-            let granted = claims.claim(SERVICE, &claimant, u32::MAX, MAX_TTL, now).unwrap();
+            let granted = claims.claim(SERVICE, &claimant, 0, u32::MAX, MAX_TTL, now).unwrap();
             assert_eq!(granted, Answer::Granted);
         }
-        let over = claims.claim(SERVICE, &claimant(1), u32::MAX, MAX_TTL, now);
+        let over = claims.claim(SERVICE, &claimant(1), 0, u32::MAX, MAX_TTL, now);
         assert_eq!(over.unwrap_err().kind(), Kind::NoCapacity);
-        for _ in 0..MAX_COUNTED + 10 {
-            claims.bind(SERVICE, &claimant(1), InstanceId::random(), peer(1), now);
+        for n in 0..MAX_COUNTED + 10 {
+            let claimant = Claimant { peer: None, request: format!("e{n}").parse().unwrap() };
+            claims.bind(SERVICE, &claimant, 7, (InstanceId::random(), peer(1)), now);
         }
+        assert_eq!(claims.services.peek(&SERVICE).unwrap().ended.len(), MAX_ENDED);
         assert_eq!(claims.services.peek(&SERVICE).unwrap().instances.len(), MAX_COUNTED);
     }
 }

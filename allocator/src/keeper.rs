@@ -22,7 +22,7 @@ use lca::{
         proto::{self, allocator_client::AllocatorClient},
     },
     endpoint::{Endpoint, Role},
-    rendezvous,
+    rendezvous, sequence,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
@@ -195,8 +195,8 @@ impl Leave {
         self.supervisor.holder.lock().bind(
             self.service,
             &self.claimant,
-            instance,
-            own,
+            sequence::next(),
+            (instance, own),
             Instant::now(),
         );
         let (instance, peer) = (instance.to_string(), own.to_string());
@@ -210,8 +210,9 @@ impl Leave {
                 sleep(RENEW).await;
                 let Self { supervisor, service, claimant, limit, .. } = self;
                 // Without it, what starts here is found by whoever looks.
+                let (sequence, now) = (sequence::next(), Instant::now());
                 let _renewed =
-                    supervisor.holder.lock().claim(*service, claimant, *limit, TTL, Instant::now());
+                    supervisor.holder.lock().claim(*service, claimant, sequence, *limit, TTL, now);
                 if let Some(second) = &self.second {
                     let _its_time_runs_out = ask(supervisor, second, self.claim()).await;
                 }
@@ -260,6 +261,7 @@ impl Leave {
         proto::ClaimRequest {
             service_hash: self.service.to_string(),
             request_id: self.claimant.request.to_string(),
+            sequence: sequence::next(),
             ..Default::default()
         }
     }
@@ -280,7 +282,8 @@ impl Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         if !self.bound {
-            self.supervisor.holder.lock().give_back(self.service, &self.claimant);
+            let (sequence, now) = (sequence::next(), Instant::now());
+            self.supervisor.holder.lock().give_back(self.service, &self.claimant, sequence, now);
             self.tell(self.request());
         }
     }
@@ -332,7 +335,7 @@ impl Supervisor {
         let mut leave = None;
         if let Some(max) = spec.max_instances {
             // The first in the order is the first holder, too.
-            let answer = self.granted(*hash, &claimant, max.get(), TTL).await?;
+            let answer = self.granted(*hash, &claimant, sequence::next(), max.get(), TTL).await?;
             if answer != Answer::Granted {
                 return Ok(()); // there are enough elsewhere: until one of them ends
             }

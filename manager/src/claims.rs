@@ -19,7 +19,7 @@ use lca::{
         proto::{self, allocator_client::AllocatorClient},
     },
     endpoint::Endpoint,
-    rendezvous,
+    rendezvous, sequence,
     shutdown::Spawner,
 };
 use tokio::time::{Instant, sleep};
@@ -271,10 +271,12 @@ impl Drop for Ticket {
     }
 }
 
+/// What all messages about a claim say, in the order in which this is called.
 fn request(service: ServiceHash, id: &RequestId) -> proto::ClaimRequest {
     proto::ClaimRequest {
         service_hash: service.to_string(),
         request_id: id.to_string(),
+        sequence: sequence::next(),
         ..Default::default()
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use lca::{InstanceId, PeerId, Requirements, ServiceHash};
+use lca::{InstanceId, PeerId, Requirements};
 
 use crate::cache::Level;
 
@@ -211,7 +211,7 @@ fn step_of(rtt: Duration) -> (u32, Duration) {
 
 #[cfg(test)]
 mod tests {
-    use lca::Placement;
+    use lca::{Placement, ServiceHash};
     use proptest::prelude::*;
 
     use super::*;

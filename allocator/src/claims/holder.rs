@@ -59,6 +59,7 @@ pub(crate) struct Holder {
 pub(crate) struct Asked {
     service: ServiceHash,
     claimant: Claimant,
+    sequence: u64,
     what: What,
 }
 
@@ -103,7 +104,8 @@ impl Asked {
             }
         };
         let service = request.service_hash.parse()?;
-        Ok(Self { service, claimant: Claimant { peer, request: request_id }, what })
+        let claimant = Claimant { peer, request: request_id };
+        Ok(Self { service, claimant, sequence: request.sequence, what })
     }
 }
 
@@ -116,14 +118,15 @@ impl Supervisor {
         if self.lock().stopping {
             return Err(Error::new(Kind::Unavailable, "this allocator is stopping"));
         }
-        let Asked { service, claimant, what } = asked;
+        let Asked { service, claimant, sequence, what } = asked;
+        let now = Instant::now();
         match what {
-            What::GiveBack => self.holder.lock().give_back(service, &claimant),
+            What::GiveBack => self.holder.lock().give_back(service, &claimant, sequence, now),
             What::Bind { instance, peer } => {
-                self.holder.lock().bind(service, &claimant, instance, peer, Instant::now());
+                self.holder.lock().bind(service, &claimant, sequence, (instance, peer), now);
             }
             What::Claim { limit, ttl } => {
-                return self.granted(service, &claimant, limit, ttl).await.map(told);
+                return self.granted(service, &claimant, sequence, limit, ttl).await.map(told);
             }
         }
         Ok(proto::ClaimResponse::default())
@@ -134,10 +137,14 @@ impl Supervisor {
         &self,
         service: ServiceHash,
         claimant: &Claimant,
+        sequence: u64,
         limit: u32,
         ttl: Duration,
     ) -> Result<Answer> {
-        let ask = || self.holder.lock().claim(service, claimant, limit, ttl, Instant::now());
+        let ask = || {
+            let now = Instant::now();
+            self.holder.lock().claim(service, claimant, sequence, limit, ttl, now)
+        };
         let last = Instant::now() + LAST_LOOK;
         for _ in 0..LOOKS {
             let answer = ask()?;

@@ -4,7 +4,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -28,17 +28,61 @@ const SLOW: Ms = 15_000;
 /// What is on its way, and to whom.
 #[derive(Debug)]
 enum Event {
-    Begin { manager: usize },
-    Claim { holder: PeerId, manager: usize, bid: u32, renewal: bool },
-    Sampled { survey: usize, at: PeerId },
-    Surveyed { survey: usize },
-    Answered { manager: usize, bid: u32, heard: Heard },
-    GivenBack { holder: PeerId, manager: usize, bid: u32 },
-    Allocate { at: PeerId, manager: usize, bid: u32 },
-    Ready { at: PeerId, manager: usize, bid: u32, instance: InstanceId },
-    Bound { holder: PeerId, manager: usize, bid: u32, instance: InstanceId, at: PeerId },
-    Renew { manager: usize, bid: u32, holders: Vec<PeerId> },
-    Ended { instance: InstanceId },
+    Begin {
+        manager: usize,
+    },
+    Claim {
+        holder: PeerId,
+        manager: usize,
+        bid: u32,
+        renewal: bool,
+        sequence: u64,
+    },
+    Sampled {
+        survey: usize,
+        at: PeerId,
+    },
+    Surveyed {
+        survey: usize,
+    },
+    Answered {
+        manager: usize,
+        bid: u32,
+        heard: Heard,
+    },
+    GivenBack {
+        holder: PeerId,
+        manager: usize,
+        bid: u32,
+        sequence: u64,
+    },
+    Allocate {
+        at: PeerId,
+        manager: usize,
+        bid: u32,
+    },
+    Ready {
+        at: PeerId,
+        manager: usize,
+        bid: u32,
+        instance: InstanceId,
+    },
+    Bound {
+        holder: PeerId,
+        manager: usize,
+        bid: u32,
+        instance: InstanceId,
+        at: PeerId,
+        sequence: u64,
+    },
+    Renew {
+        manager: usize,
+        bid: u32,
+        holders: Vec<PeerId>,
+    },
+    Ended {
+        instance: InstanceId,
+    },
 }
 
 struct Manager {
@@ -54,6 +98,7 @@ struct Looking {
     manager: usize,
     bid: u32,
     renewal: bool,
+    sequence: u64,
 }
 
 struct World {
@@ -73,6 +118,10 @@ struct World {
     started: usize,
     /// Messages that may be lost are.
     lossy: bool,
+    /// Numbers given to messages so far.
+    sequence: u64,
+    /// Holders that have been told what became of a claim.
+    bound: HashSet<(PeerId, usize, u32)>,
 }
 
 impl World {
@@ -96,6 +145,8 @@ impl World {
             most: 0,
             started: 0,
             lossy,
+            sequence: 0,
+            bound: HashSet::new(),
         }
     }
 
@@ -154,8 +205,8 @@ impl World {
                     (one.bid + 1, Bid::new(SERVICE, &peers), false);
                 self.goes_on(manager);
             }
-            Event::Claim { holder, manager, bid, renewal } => {
-                self.asked(holder, manager, bid, renewal);
+            Event::Claim { holder, manager, bid, renewal, sequence } => {
+                self.asked(holder, manager, bid, renewal, sequence);
             }
             Event::Sampled { survey, at } => {
                 let there = self.running.iter().filter(|(_, (peer, _))| *peer == at);
@@ -167,9 +218,10 @@ impl World {
                 self.surveys[survey].survey.said.insert(at, there);
             }
             Event::Surveyed { survey } => {
-                let Looking { holder, ref survey, manager, bid, renewal } = self.surveys[survey];
+                let Looking { holder, ref survey, manager, bid, renewal, sequence } =
+                    self.surveys[survey];
                 self.holders.get_mut(&holder).unwrap().surveyed(SERVICE, survey);
-                self.asked(holder, manager, bid, renewal);
+                self.asked(holder, manager, bid, renewal, sequence);
             }
             Event::Answered { manager, bid, heard } => {
                 if self.managers[manager].bid == bid && !self.managers[manager].starting {
@@ -177,9 +229,10 @@ impl World {
                     self.goes_on(manager);
                 }
             }
-            Event::GivenBack { holder, manager, bid } => {
+            Event::GivenBack { holder, manager, bid, sequence } => {
                 let claimant = Self::claimant(manager, bid);
-                self.holders.get_mut(&holder).unwrap().give_back(SERVICE, &claimant);
+                let claims = self.holders.get_mut(&holder).unwrap();
+                claims.give_back(SERVICE, &claimant, sequence, now);
             }
             Event::Allocate { at, manager, bid } => {
                 let instance = InstanceId::random();
@@ -194,16 +247,22 @@ impl World {
                 let alive = self.managers[manager].alive;
                 for holder in self.holders_of(manager).into_iter().filter(|_| alive) {
                     if !self.lost() {
-                        self.after(LATE, Event::Bound { holder, manager, bid, instance, at });
+                        let sequence = self.draw();
+                        self.after(
+                            LATE,
+                            Event::Bound { holder, manager, bid, instance, at, sequence },
+                        );
                     }
                 }
                 // What it renews ends here, and it wants another some time.
+                self.managers[manager].starting = false;
                 self.after(20_000, Event::Begin { manager });
             }
-            Event::Bound { holder, manager, bid, instance, at } => {
+            Event::Bound { holder, manager, bid, instance, at, sequence } => {
                 let claimant = Self::claimant(manager, bid);
                 let claims = self.holders.get_mut(&holder).unwrap();
-                claims.bind(SERVICE, &claimant, instance, at, now);
+                claims.bind(SERVICE, &claimant, sequence, (instance, at), now);
+                self.bound.insert((holder, manager, bid));
             }
             Event::Renew { manager, bid, holders } => {
                 let one = &self.managers[manager];
@@ -211,7 +270,11 @@ impl World {
                 if needed {
                     for holder in holders.clone() {
                         // Two renewals in a row do not get lost here.
-                        self.after(LATE, Event::Claim { holder, manager, bid, renewal: true });
+                        let sequence = self.draw();
+                        self.after(
+                            LATE,
+                            Event::Claim { holder, manager, bid, renewal: true, sequence },
+                        );
                     }
                     self.in_exactly(RENEW, Event::Renew { manager, bid, holders });
                 }
@@ -226,6 +289,12 @@ impl World {
         self.events.insert(self.order, event);
     }
 
+    /// The number of the next message.
+    fn draw(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
     fn lost(&mut self) -> bool {
         self.lossy && self.any(3) == 0
     }
@@ -238,20 +307,25 @@ impl World {
     }
 
     /// What a holder does with a claim.
-    fn asked(&mut self, holder: PeerId, manager: usize, bid: u32, renewal: bool) {
+    fn asked(&mut self, holder: PeerId, manager: usize, bid: u32, renewal: bool, sequence: u64) {
         let now = self.instant();
         let claimant = Self::claimant(manager, bid);
         let max = self.max;
         let claims = self.holders.get_mut(&holder).unwrap();
-        let heard = match claims.claim(SERVICE, &claimant, max, TTL, now).unwrap() {
+        let answer = claims.claim(SERVICE, &claimant, sequence, max, TTL, now).unwrap();
+        if self.bound.contains(&(holder, manager, bid)) {
+            let held = claims.holds(SERVICE, &claimant, now);
+            assert!(!held, "a claim outlives what it has become");
+        }
+        let heard = match answer {
             Answer::Granted => Heard::Granted,
             Answer::Taken { instances, claims } => Heard::Taken(Taken { instances, claims }),
             Answer::LookEverywhere => {
                 let peers = self.peers.clone();
-                return self.look(holder, peers, true, (manager, bid, renewal));
+                return self.look(holder, peers, true, (manager, bid, renewal, sequence));
             }
             Answer::LookAt(peers) => {
-                return self.look(holder, peers, false, (manager, bid, renewal));
+                return self.look(holder, peers, false, (manager, bid, renewal, sequence));
             }
         };
         if !renewal {
@@ -265,10 +339,10 @@ impl World {
         holder: PeerId,
         at: Vec<PeerId>,
         everywhere: bool,
-        (manager, bid, renewal): (usize, u32, bool),
+        (manager, bid, renewal, sequence): (usize, u32, bool, u64),
     ) {
         let survey = Survey { begun: self.instant(), everywhere, said: HashMap::new() };
-        self.surveys.push(Looking { holder, survey, manager, bid, renewal });
+        self.surveys.push(Looking { holder, survey, manager, bid, renewal, sequence });
         let survey = self.surveys.len() - 1;
         for at in at {
             self.after(LATE, Event::Sampled { survey, at });
@@ -285,7 +359,8 @@ impl World {
         let bid = one.bid;
         match one.asking.next() {
             Next::Ask(holder) => {
-                self.after(LATE, Event::Claim { holder, manager, bid, renewal: false });
+                let sequence = self.draw();
+                self.after(LATE, Event::Claim { holder, manager, bid, renewal: false, sequence });
             }
             Next::Go(holders) => {
                 self.managers[manager].starting = true;
@@ -297,7 +372,8 @@ impl World {
             Next::GiveBack(_, holders) => {
                 for holder in holders {
                     if !self.lost() {
-                        self.after(2 * LATE, Event::GivenBack { holder, manager, bid });
+                        let sequence = self.draw();
+                        self.after(2 * LATE, Event::GivenBack { holder, manager, bid, sequence });
                     }
                 }
                 self.after(500, Event::Begin { manager });
