@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use lca::{
@@ -166,6 +166,9 @@ impl Forward {
     ) -> Result<(Response<Body>, Ended), Stopped> {
         let mut upgrade = Upgrade::of(&mut request);
         let (mut parts, body) = request.into_parts();
+        if parts.method == Method::CONNECT && upgrade.is_none() {
+            return Err(Error::new(Kind::NotAllowed, "CONNECT needs HTTP/1.1 here").into());
+        }
         headers::expectation(&parts.headers)?;
         let routed = route(&parts.method, &parts.uri, &parts.headers, client.own.ip())?;
         let (service, target, authority, way) = match routed {

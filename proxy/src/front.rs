@@ -13,19 +13,20 @@ use lca::{
 use lca_manager::Manager;
 use lca_node::{
     Node,
-    h1::{After, Bounded},
+    h1::{After, Bounded, BoxError},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{error::Elapsed, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
     forward::{Client, Forward},
+    h2,
     socket::{Clients, Socket},
 };
 
@@ -56,6 +57,12 @@ struct Shared {
     metrics: Metrics,
     connections: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
+}
+
+impl AsRef<Forward> for Shared {
+    fn as_ref(&self) -> &Forward {
+        &self.forward
+    }
 }
 
 impl Front {
@@ -164,9 +171,41 @@ async fn connection(
         Ok(own) => own,
         Err(error) => return tracing::debug!(client = %from, %error, "connection over"),
     };
-    let Config { header, grace, peers, .. } = shared.config;
     let client = Client { from, own };
     let socket = Socket::new(stream);
+    let preface = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        preface = timeout(shared.config.header, socket.begins_with(h2::PREFACE)) => preface,
+    };
+    let Ok(Ok(preface)) = preface else {
+        return tracing::debug!(client = %from, "no request came");
+    };
+    let serving = async {
+        if preface {
+            let served = h2::serve(shared.clone(), shared.config, client, socket.clone(), stop);
+            served.await.map_err(BoxError::from)
+        } else {
+            serve(&shared, client, socket.clone(), stop).await
+        }
+    };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            tracing::debug!(client = %from, %error, "connection over");
+        },
+        // Dropping what is served gives up its requests everywhere.
+        () = socket.left(&shared.clients) => tracing::debug!(client = %from, "gone"),
+    }
+}
+
+/// Serves HTTP/1.1 on a connection, and what it becomes after that.
+async fn serve(
+    shared: &Arc<Shared>,
+    client: Client,
+    socket: Socket,
+    stop: CancellationToken,
+) -> std::result::Result<(), BoxError> {
+    let Config { header, grace, peers, .. } = shared.config;
     let answering = shared.clone();
     let after = After::default();
     let tunnel = after.clone();
@@ -182,41 +221,23 @@ async fn connection(
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEAD)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(Bounded::new(socket.clone(), peers.stall)), service)
+            .serve_connection(TokioIo::new(Bounded::new(socket, peers.stall)), service)
             .with_upgrades()
     );
-    let served = async {
-        let result = tokio::select! {
-            result = served.as_mut() => result,
-            () = stop.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                timeout(grace, served).await?
-            }
-        };
-        let Some(joint) = result.is_ok().then(|| tunnel.take()).flatten() else {
-            return Ok(result);
-        };
-        let mut passing = pin!(joint.run());
-        let passed = tokio::select! {
-            passed = passing.as_mut() => passed,
-            () = stop.cancelled() => timeout(grace, passing).await?,
-        };
-        if let Err(error) = passed {
-            tracing::debug!(client = %from, %error, "tunnel over");
+    tokio::select! {
+        served = served.as_mut() => served?,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            timeout(grace, served).await??;
         }
-        Ok::<_, Elapsed>(Ok(()))
-    };
-    let result = tokio::select! {
-        result = served => result,
-        // Dropping what is served gives up its request everywhere.
-        () = socket.left(&shared.clients) => return tracing::debug!(client = %from, "gone"),
-    };
-    let Ok(result) = result else {
-        return tracing::debug!(client = %from, "cut off after the grace");
-    };
-    if let Err(error) = result {
-        tracing::debug!(client = %from, %error, "connection over");
     }
+    let Some(joint) = tunnel.take() else { return Ok(()) };
+    let mut passing = pin!(joint.run());
+    tokio::select! {
+        passed = passing.as_mut() => passed?,
+        () = stop.cancelled() => timeout(grace, passing).await??,
+    }
+    Ok(())
 }
 
 /// Says that there are too many, and waits for the client to have read it: closing

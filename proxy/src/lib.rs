@@ -12,6 +12,7 @@ mod body;
 mod debug;
 mod forward;
 mod front;
+mod h2;
 pub mod headers;
 mod retry;
 pub mod rewrite;

@@ -31,6 +31,9 @@ use tokio::{
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
+/// Bytes that were looked at make a socket readable until they are read.
+const BETWEEN_PEEKS: Duration = Duration::from_millis(1);
+
 /// A connection of a client. Cheap to clone; one clone reads and writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Socket(Arc<TcpStream>);
@@ -38,6 +41,23 @@ pub(crate) struct Socket(Arc<TcpStream>);
 impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self(Arc::new(stream))
+    }
+
+    /// Resolves with whether the client begins with `preface`, as soon as that can be told;
+    /// what it sends can still be read. Cancel safe.
+    pub(crate) async fn begins_with(&self, preface: &[u8]) -> io::Result<bool> {
+        let mut seen = [0; 32];
+        loop {
+            let count = self.0.peek(&mut seen[..preface.len().min(32)]).await?;
+            if count == 0 || seen[..count] != preface[..count] {
+                return Ok(false);
+            }
+            if count == preface.len() {
+                return Ok(true);
+            }
+            // Rare: a preface in pieces, or a method that begins like it.
+            sleep(BETWEEN_PEEKS).await;
+        }
     }
 
     /// Resolves once the client has gone for good. Cancel safe.

@@ -23,6 +23,9 @@ impl Upgrade {
     /// What this request asks for, if that can be passed on. One with a body cannot: the
     /// body would have to be through first.
     pub(crate) fn of(request: &mut Request<Incoming>) -> Option<Self> {
+        if request.version() == Version::HTTP_2 {
+            return None; // a stream among others: it stays what it is
+        }
         if *request.method() == Method::CONNECT {
             let protocol = HeaderValue::from_static(TUNNEL);
             return Some(Self { client: hyper::upgrade::on(request), protocol, connect: true });

@@ -5,6 +5,7 @@
 
 mod bytes;
 mod faults;
+mod h2;
 mod limits;
 mod metrics;
 mod raw;
