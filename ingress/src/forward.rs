@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header::UPGRADE};
 use http_body_util::BodyExt as _;
 use hyper::{
-    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    body::{Body as HttpBody, Frame, SizeHint},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -23,15 +23,19 @@ use lca::{
     headers::{self, Failure, Load, Refusal},
     metrics::{Ended, Exchange, Held},
 };
-use lca_node::h1::{
-    self, After, Body, BoxError, Cause, Dial as _, Failed, Joint, Metered, Patient, Switched,
-    Tunnel, hygiene,
+use lca_node::{
+    h1::{
+        self, After, Body, BoxError, Cause, Dial as _, Failed, Joint, Metered, Patient, Switched,
+        Tunnel, hygiene,
+    },
+    mux,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Loopback, Shared,
@@ -82,15 +86,40 @@ where
     }
 }
 
+/// Serves one connection that carries many requests at once, until the peer closes it,
+/// nothing comes for too long, or `stop` is cancelled and what is open has ended.
+pub(crate) async fn serve_many<S>(
+    ingress: Arc<Shared>,
+    stream: S,
+    from: PeerId,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let _counted = Held::new(&ingress.metrics.ingress.connections);
+    let config = ingress.config;
+    let stream = h1::Bounded::new(stream, config.instances.stall);
+    // Nothing leaves HTTP here: heads that ask for it are not taken.
+    let after = After::default();
+    // A request that is cut off takes no other with it.
+    let each = move |request, cut| answer(ingress.clone(), request, from, cut, after.clone());
+    if let Err(error) = mux::serve(stream, config.keep_alive, stop, each).await {
+        tracing::debug!(peer = %from.short(), %error, "connection over");
+    }
+}
+
 /// Answers one request. An error closes the connection without an answer: the
 /// request itself broke off.
-async fn answer(
+async fn answer<B>(
     ingress: Arc<Shared>,
-    mut request: Request<Incoming>,
+    mut request: Request<B>,
     from: PeerId,
     end: Arc<Notify>,
     after: After,
-) -> Result<Response<Body>, BoxError> {
+) -> Result<Response<Body>, BoxError>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+{
     let id = request.headers().get(headers::REQUEST_ID).cloned();
     let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
     let Some((instance, hash)) = wanted(&ingress, request.headers()) else {
@@ -180,11 +209,14 @@ fn wanted(ingress: &Shared, headers: &HeaderMap) -> Option<(Arc<Instance>, Servi
 }
 
 /// The request without what concerns only the mesh.
-fn for_application(
-    request: Request<Incoming>,
+fn for_application<B>(
+    request: Request<B>,
     ingress: &Shared,
     instance: &Instance,
-) -> Result<Request<Body>, Error> {
+) -> Result<Request<Body>, Error>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+{
     let (mut parts, body) = request.into_parts();
     let invalid = |text| Err(Error::new(Kind::InvalidArgument, text));
     if parts.uri.authority().is_some() || !parts.uri.path().starts_with('/') {

@@ -2,7 +2,7 @@
 //! and hands each to the instance it names, here on this machine.
 //!
 //! Whoever runs instances [`register`](Ingress::register)s them; the mesh listener
-//! gives every `lca-h1` connection to [`ServeHttp`]. One invariant, on which culling
+//! gives every `lca-mux` and `lca-h1` connection to [`ServeHttp`]. One invariant, on which culling
 //! and scaling stand: all traffic of an instance passes here, and a request counts as
 //! open until its answer's body has ended or been dropped.
 
@@ -21,9 +21,10 @@ use futures::future::BoxFuture;
 use lca::{Error, InstanceId, Kind, PeerId, Result, metrics::Metrics};
 use lca_node::{
     h1,
-    mesh::{ServeHttp, Stream},
+    mesh::{Alpn, ServeHttp, Stream},
 };
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use instance::Instance;
 pub use instance::{Local, Registration};
@@ -113,8 +114,16 @@ impl fmt::Debug for Ingress {
 }
 
 impl ServeHttp for Ingress {
-    fn serve(self: Arc<Self>, stream: Stream, from: PeerId) -> BoxFuture<'static, ()> {
-        Box::pin(forward::serve(self.shared.clone(), stream, from))
+    fn serve(
+        self: Arc<Self>,
+        stream: Stream,
+        from: PeerId,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        match stream.alpn() {
+            Alpn::Mux => Box::pin(forward::serve_many(self.shared.clone(), stream, from, stop)),
+            _ => Box::pin(forward::serve(self.shared.clone(), stream, from)),
+        }
     }
 }
 

@@ -18,5 +18,13 @@ pub use io::Bounded;
 pub use pool::{Cause, Config, Connected, Dial, Failed, HeadAfter, Pool};
 pub use tunnel::{After, Duplex, Joint, Switched, Tunnel};
 
+/// What [`mux`](crate::mux) has in common with this.
+pub(crate) mod parts {
+    pub(crate) use super::{
+        body::{Outgoing, Sent},
+        lease::in_time,
+    };
+}
+
 #[cfg(test)]
 mod tests;

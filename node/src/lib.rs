@@ -22,6 +22,7 @@ pub mod h1;
 pub mod identity;
 pub mod link;
 pub mod mesh;
+pub mod mux;
 mod node;
 pub mod record;
 mod store;

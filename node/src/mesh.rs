@@ -56,18 +56,22 @@ pub enum Alpn {
     Grpc,
     /// HTTP/1.1 from a front to an ingress: `lca-h1`.
     H1,
+    /// Many requests at once from a front to an ingress: `lca-mux`, see
+    /// [`mux`](crate::mux).
+    Mux,
     /// Nonces of 8 bytes, echoed: `lca-probe`. Why it is not gRPC: decision 0002.
     Probe,
 }
 
 impl Alpn {
-    const ALL: [Self; 3] = [Self::Grpc, Self::H1, Self::Probe];
+    const ALL: [Self; 4] = [Self::Grpc, Self::H1, Self::Mux, Self::Probe];
 
     /// The name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Grpc => "lca-grpc",
             Self::H1 => "lca-h1",
+            Self::Mux => "lca-mux",
             Self::Probe => "lca-probe",
         }
     }
@@ -82,15 +86,20 @@ impl Alpn {
 pub struct Handlers {
     /// The gRPC services for peers. Requests carry an [`lca::api::Caller`].
     pub grpc: Routes,
-    /// Takes HTTP/1.1 connections; without it they are closed.
+    /// Takes connections with requests of fronts; without it they are closed.
     pub http: Option<Arc<dyn ServeHttp>>,
 }
 
-/// Serves HTTP/1.1 connections of peers.
+/// Serves connections of peers that carry requests: [`Alpn::H1`] and [`Alpn::Mux`].
 pub trait ServeHttp: fmt::Debug + Send + Sync + 'static {
     /// Serves one connection until it ends. It is dropped where it stands shortly after
-    /// the node was asked to stop.
-    fn serve(self: Arc<Self>, stream: Stream, from: PeerId) -> BoxFuture<'static, ()>;
+    /// the node was asked to stop, of which `stop` tells.
+    fn serve(
+        self: Arc<Self>,
+        stream: Stream,
+        from: PeerId,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, ()>;
 }
 
 /// How long things may take. The default is for production; tests shorten it.
@@ -152,8 +161,8 @@ pub struct Stream {
     io: Io,
     peer: PeerId,
     alpn: Alpn,
-    /// Given back with the stream: its place among the open connections.
-    _place: Option<tally::Entered<PeerId>>,
+    /// Given back with the stream: its places among the open connections.
+    _places: [Option<tally::Entered<PeerId>>; 2],
     /// Cancels a token when the stream is dropped.
     told: Option<DropGuard>,
     /// Its place among the streams that are open to the peer.
@@ -175,12 +184,12 @@ impl Stream {
     }
 
     /// What was agreed to be carried.
-    pub(crate) fn alpn(&self) -> Alpn {
+    pub fn alpn(&self) -> Alpn {
         self.alpn
     }
 
-    fn new(io: Io, peer: PeerId, alpn: Alpn, place: Option<tally::Entered<PeerId>>) -> Self {
-        Self { io, peer, alpn, _place: place, told: None, open: None, severed: None }
+    fn new(io: Io, peer: PeerId, alpn: Alpn, places: [Option<tally::Entered<PeerId>>; 2]) -> Self {
+        Self { io, peer, alpn, _places: places, told: None, open: None, severed: None }
     }
 
     /// Cancels `gone` when the stream is dropped.

@@ -17,7 +17,7 @@ use lca_manager::{Manager, Outcome, Target, UnderWay, Wish};
 use lca_node::{
     Node,
     h1::{self, After, Body, Failed, HeadAfter, Joint},
-    mesh,
+    mesh, mux,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -38,9 +38,9 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// Beyond the deadline that [`Manager::pick`] was given, which it keeps by itself.
 const PICK_MARGIN: Duration = Duration::from_secs(1);
 
-/// Connects to the ingress of peers.
+/// Connects to the ingress of peers, for requests of one kind.
 #[derive(Debug)]
-struct Peers(Node);
+struct Peers(Node, mesh::Alpn);
 
 impl h1::Dial for Peers {
     type To = Endpoint;
@@ -52,7 +52,7 @@ impl h1::Dial for Peers {
     }
 
     async fn dial(&self, to: &Endpoint) -> Result<mesh::Stream> {
-        self.0.connect(to, mesh::Alpn::H1).await
+        self.0.connect(to, self.1).await
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Forward {
     config: Config,
     manager: Manager,
     node: Node,
-    pool: h1::Pool<Peers>,
+    hop: mux::Hop<Peers, Peers>,
     via: Via,
 }
 
@@ -106,8 +106,9 @@ impl From<Error> for Stopped {
 impl Forward {
     pub(crate) fn new(config: Config, manager: Manager, node: Node) -> Self {
         let via = Via::new(node.peer());
-        let pool = h1::Pool::new(Peers(node.clone()), config.peers);
-        Self { config, manager, node, pool, via }
+        let [many, one] = [mesh::Alpn::Mux, mesh::Alpn::H1].map(|alpn| Peers(node.clone(), alpn));
+        let hop = mux::Hop::new(many, one, config.peers);
+        Self { config, manager, node, hop, via }
     }
 
     /// Answers one request; what went wrong on our side is `problem+json`. An error
@@ -215,7 +216,7 @@ impl Forward {
             }
             let counted = target.counted.at_front();
             let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
-            let (trouble, cause) = match self.pool.send(&target.endpoint, request).await {
+            let (trouble, cause) = match self.hop.send(&target.endpoint, request).await {
                 Ok(mut answer) => match self.judge(&target, &answer, upload.is_none()) {
                     Ok(under_way) => {
                         if let Some((sent, trace)) = sent.zip(trace.as_mut()) {

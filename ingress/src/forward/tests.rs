@@ -472,3 +472,51 @@ async fn an_application_too_busy_to_take_another_connection_is_overloaded_and_no
     };
     assert!(answer.contains("lca-refusal: overloaded"), "{answer}");
 }
+
+/// Opens connections that carry many requests to an ingress.
+#[derive(Debug)]
+struct Many(Ingress);
+
+impl h1::Dial for Many {
+    type To = ();
+    type Key = ();
+    type Io = DuplexStream;
+
+    fn key(&self, (): &()) {}
+
+    async fn dial(&self, (): &()) -> lca::Result<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let from = PeerId::from_public_key([1; 32]);
+        let stop = CancellationToken::new();
+        tokio::spawn(serve_many(self.0.shared.clone(), theirs, from, stop));
+        Ok(ours)
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_goes_takes_no_request_of_another_with_it() {
+    let (gone, stays) = (World::new().await, World::new().await);
+    let cut = gone.register();
+    let _registration = gone.ingress.register(stays.local.clone());
+    let dial = || Many(gone.ingress.clone());
+    let hop = mux::Hop::new(dial(), dial(), gone.ingress.shared.config.instances);
+    let ask = async |world: &World| {
+        let request = Request::get("/x")
+            .header(headers::SERVICE, world.local.hash.to_string())
+            .header(headers::INSTANCE, world.local.instance.to_string());
+        hop.send(&(), request.body(h1::empty()).unwrap()).await
+    };
+    let go = async {
+        let (mut first, mut second) = (gone.app().await, stays.app().await);
+        tokio::join!(first.head(), second.head());
+        assert_eq!(gone.ingress.shared.metrics.ingress.connections.get(), 1);
+        drop(cut);
+        first.rest().await;
+        second.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        second
+    };
+    let (lost, answered, _second) = tokio::join!(ask(&gone), ask(&stays), go);
+    assert!(matches!(lost, Err(Failed::Sent(Cause::Silent, _))), "{lost:?}");
+    let body = answered.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(body.to_bytes(), "ok");
+}

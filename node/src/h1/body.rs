@@ -158,53 +158,61 @@ pub(super) fn silent(limit: Duration) -> std::io::Error {
 /// How far the sending of a request has come, shared between its body, which hyper
 /// owns, and whoever waits for the answer.
 #[derive(Debug)]
-pub(super) struct Sent {
+pub(crate) struct Sent {
     started: Instant,
     last_ms: AtomicU64,
+    began: AtomicBool,
     ended: AtomicBool,
     failed: AtomicBool,
 }
 
 impl Sent {
     /// Whether all of it was handed to the connection.
-    pub(super) fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
     /// Whether the body itself failed: its source's fault, not the receiver's.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// Whether any of it was taken.
+    pub(crate) fn began(&self) -> bool {
+        self.began.load(Ordering::Acquire)
+    }
+
     /// When it last moved.
-    pub(super) fn last(&self) -> Instant {
+    pub(crate) fn last(&self) -> Instant {
         self.started + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
     fn moved(&self) {
+        self.began.store(true, Ordering::Release);
         self.last_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 }
 
 /// A request's body that says how far it has come.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     inner: Body,
     sent: Arc<Sent>,
 }
 
 impl Outgoing {
-    pub(super) fn new(inner: Body) -> (Self, Arc<Sent>) {
+    pub(crate) fn new(inner: Body) -> (Self, Arc<Sent>) {
         let sent = Arc::new(Sent {
             started: Instant::now(),
             last_ms: AtomicU64::new(0),
+            began: AtomicBool::new(false),
             ended: AtomicBool::new(inner.is_end_stream()),
             failed: AtomicBool::new(false),
         });
         (Self { inner, sent: sent.clone() }, sent)
     }
 
-    pub(super) fn into_inner(self) -> Body {
+    pub(crate) fn into_inner(self) -> Body {
         self.inner
     }
 }

@@ -173,7 +173,11 @@ impl<D: Dial> Drop for Lease<D> {
 }
 
 /// Waits for the head until the request has not moved for `limit`.
-async fn in_time<T>(answer: impl Future<Output = T>, sent: &Sent, limit: Duration) -> Option<T> {
+pub(crate) async fn in_time<T>(
+    answer: impl Future<Output = T>,
+    sent: &Sent,
+    limit: Duration,
+) -> Option<T> {
     tokio::pin!(answer);
     loop {
         let more = if sent.ended() { Duration::ZERO } else { BODY_FIRST };

@@ -76,7 +76,7 @@ impl Client {
     /// # Errors
     /// [`Kind::Unavailable`] if no address of it answers, or somebody else does.
     pub async fn connect(&self, to: &Endpoint, alpn: Alpn) -> Result<Stream> {
-        if alpn != Alpn::H1 {
+        if !matches!(alpn, Alpn::H1 | Alpn::Mux) {
             return self.shared.dialler.dial(to.peer, &to.mesh, alpn).await;
         }
         self.shared.watch(to, Use::Now, None);

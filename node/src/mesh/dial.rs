@@ -106,7 +106,7 @@ impl Dialler {
             if agreed != alpn {
                 return Err(io::Error::other(format!("it does not speak {}", alpn.as_str())));
             }
-            Ok(Stream::new(Io::Dialled(Box::new(stream)), peer, alpn, None))
+            Ok(Stream::new(Io::Dialled(Box::new(stream)), peer, alpn, [None, None]))
         };
         attempt.await.map_err(|error| io::Error::new(error.kind(), AtAddress { address, error }))
     }

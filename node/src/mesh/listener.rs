@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Handlers, Io, Stream, Timing, cannot_listen, serve::Serving, tally::Tally, tls};
+use super::{Alpn, Handlers, Io, Stream, Timing, cannot_listen, serve::Serving, tally::Tally, tls};
 use crate::identity::Identity;
 
 /// Handshakes under way: each holds some kilobytes and at most a few milliseconds of a
@@ -36,6 +36,9 @@ pub(crate) const CONNECTIONS: usize = 4096;
 /// Open connections of one peer: a front's HTTP/1.1 pool at 512 requests in flight,
 /// twice.
 const CONNECTIONS_EACH: usize = 1024;
+/// Those of them with many requests at once: a front opens as many as it has worker threads,
+/// four at most, and again beside those that end.
+const MUX_EACH: usize = 8;
 /// The bound mesh port. Nothing is accepted before [`serve`](Self::serve).
 #[derive(Debug)]
 pub struct Listener {
@@ -81,6 +84,7 @@ impl Listener {
             deadline: timing.handshake,
             handshakes: Tally::new(HANDSHAKES.min(connections), HANDSHAKES_EACH.min(connections)),
             connections: Tally::new(connections, CONNECTIONS_EACH.min(connections)),
+            mux: Tally::new(connections, MUX_EACH),
             serving: Serving::start(handlers, spawner),
             spawner: spawner.clone(),
             metrics,
@@ -102,6 +106,7 @@ struct Entrance {
     deadline: Duration,
     handshakes: Tally<IpAddr>,
     connections: Tally<PeerId>,
+    mux: Tally<PeerId>,
     serving: Serving,
     spawner: Spawner,
     metrics: Metrics,
@@ -158,11 +163,14 @@ impl Entrance {
         stream.set_nodelay(true)?;
         let stream = TlsAcceptor::from(self.tls.clone()).accept(stream).await?;
         let (peer, alpn) = tls::identify(stream.get_ref().1)?;
+        // Such a one counts as one of either kind.
+        let many = if alpn == Alpn::Mux { Some(self.mux.enter(peer)) } else { None };
         let place = self.connections.enter(peer);
-        if place.is_none() {
+        if place.is_none() || matches!(many, Some(None)) {
             let many = format!("too many connections of {}", peer.short());
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, many));
         }
-        Ok(Stream::new(Io::Accepted(Box::new(stream)), peer, alpn, place))
+        let places = [place, many.flatten()];
+        Ok(Stream::new(Io::Accepted(Box::new(stream)), peer, alpn, places))
     }
 }

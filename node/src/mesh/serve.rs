@@ -64,17 +64,17 @@ impl Serving {
                     tracing::trace!(peer = %peer.short(), %error, "probe connection ended");
                 },
             },
-            (Alpn::H1, Some(http)) => {
+            (Alpn::H1 | Alpn::Mux, Some(http)) => {
                 let lingered = async {
                     over.await;
                     sleep(LINGER).await;
                 };
                 tokio::select! {
-                    () = http.clone().serve(stream, peer) => {}
+                    () = http.clone().serve(stream, peer, spawner.stop_token()) => {}
                     () = lingered => {}
                 }
             }
-            (Alpn::H1, None) => {
+            (Alpn::H1 | Alpn::Mux, None) => {
                 tracing::debug!(peer = %peer.short(), "no instances here, closed");
             }
         }

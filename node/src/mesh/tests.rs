@@ -164,7 +164,12 @@ struct Recorder {
 }
 
 impl ServeHttp for Recorder {
-    fn serve(self: Arc<Self>, mut stream: Stream, from: PeerId) -> BoxFuture<'static, ()> {
+    fn serve(
+        self: Arc<Self>,
+        mut stream: Stream,
+        from: PeerId,
+        _stop: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
         assert_eq!(stream.peer(), from);
         Box::pin(async move {
             self.connections.fetch_add(1, Ordering::SeqCst);

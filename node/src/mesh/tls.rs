@@ -23,6 +23,7 @@ use crate::identity::from_libp2p;
 pub(super) struct Offers {
     grpc: Arc<ClientConfig>,
     h1: Arc<ClientConfig>,
+    mux: Arc<ClientConfig>,
     probe: Arc<ClientConfig>,
 }
 
@@ -42,6 +43,7 @@ impl Offers {
         Ok(Self {
             grpc: offering(Alpn::Grpc),
             h1: offering(Alpn::H1),
+            mux: offering(Alpn::Mux),
             probe: offering(Alpn::Probe),
         })
     }
@@ -50,6 +52,7 @@ impl Offers {
         match alpn {
             Alpn::Grpc => self.grpc.clone(),
             Alpn::H1 => self.h1.clone(),
+            Alpn::Mux => self.mux.clone(),
             Alpn::Probe => self.probe.clone(),
         }
     }
