@@ -28,6 +28,7 @@ mod pilot;
 mod policy;
 mod reach;
 mod relay;
+mod replace;
 mod representatives;
 mod rooms;
 mod scale;

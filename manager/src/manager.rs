@@ -34,6 +34,7 @@ use crate::{
     pilot,
     policy::{self, Candidate},
     reach::Reach,
+    replace::{self, Replacing},
     scale::{self, Scale},
 };
 
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     pub(crate) flights: Flights,
     pub(crate) moving: Moving,
     pub(crate) scale: Scale,
+    pub(crate) replacing: Replacing,
     pub(crate) spawner: Spawner,
     metrics: Metrics,
     /// Places for programs that watch instances.
@@ -110,6 +112,7 @@ impl Manager {
             flights: Flights::new(config.metrics.clone()),
             moving: Moving::new(config.metrics.clone()),
             scale: Scale::new(config.metrics.clone()),
+            replacing: Replacing::new(config.metrics.clone()),
             metrics: config.metrics,
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             spawner: spawner.clone(),
@@ -301,6 +304,7 @@ impl Manager {
         let candidates = hints.instances.iter().map(|known| self.inner.candidate(known));
         let candidates: Vec<_> = candidates.collect();
         self.inner.perform(spec, &hints.instances, &candidates);
+        replace::look(&self.inner, spec, &hints.instances, &candidates, limits, now);
         let moving = &self.inner.moving;
         if let Some(index) = self.trial(&hints.instances, &candidates, limits, wish, now)
             && self.inner.cache().begin_trial(

@@ -8,5 +8,6 @@ mod act;
 mod control;
 mod set;
 
-pub(crate) use act::{Scale, keep};
+pub(crate) use act::{Scale, keep, start_one};
+pub(crate) use control::Outcome;
 pub(crate) use set::{Share, surplus};

@@ -79,6 +79,8 @@ pub struct Manager {
     pub looks: Counters,
     /// Starts of further instances for load, by outcome.
     pub scale_out: Counters,
+    /// Starts because no instance answered, by outcome.
+    pub replacements: Counters,
     /// Starts for which a second allocator was asked, by who was used.
     pub hedges: Counters,
     /// Instances that came second, by what became of them.
@@ -270,6 +272,12 @@ impl Manager {
                 &["outcome"],
                 &["started", "taken", "refused"],
                 "Times that one more instance was wanted for load, by what came of it.",
+            ),
+            replacements: families.counters(
+                "lca_replacements_total",
+                &["outcome"],
+                &["started", "taken", "refused"],
+                "Times that one more instance was wanted as none that runs answers, by what came of it.",
             ),
             hedges: families.counters(
                 "lca_hedged_starts_total",

@@ -198,6 +198,11 @@ impl Record {
         }
     }
 
+    /// Whether it was ejected and has not answered since.
+    pub(crate) fn is_ejected(&self) -> bool {
+        matches!(self.standing, Standing::Ejected { .. })
+    }
+
     /// Until when it is ejected, if it is.
     pub(crate) fn ejected_until(&self, now: Instant) -> Option<Instant> {
         match self.standing {

@@ -114,12 +114,7 @@ impl Scale {
     }
 
     fn became(&self, service: ServiceHash, outcome: Outcome) {
-        let word = match outcome {
-            Outcome::Started => "started",
-            Outcome::Taken => "taken",
-            Outcome::Refused => "refused",
-        };
-        self.metrics.manager.scale_out.with_label_values(&[word]).inc();
+        self.metrics.manager.scale_out.with_label_values(&[outcome.as_str()]).inc();
         if let Some(one) = self.lock().peek_mut(&service) {
             one.control.became(Instant::now(), outcome);
         }
@@ -198,7 +193,11 @@ fn look_after(inner: &Arc<Inner>, spec: Arc<Cached>) {
 }
 
 /// One more than `known`, unless somebody else was first.
-async fn start_one(inner: &Arc<Inner>, spec: &Arc<Cached>, known: Vec<InstanceId>) -> Outcome {
+pub(crate) async fn start_one(
+    inner: &Arc<Inner>,
+    spec: &Arc<Cached>,
+    known: Vec<InstanceId>,
+) -> Outcome {
     let _what_is_late = timeout(LOOK, pilot::refresh(inner.clone(), spec.clone())).await;
     let now = inner.cache().peek(spec.hash, Instant::now());
     if now.iter().any(|one| !known.contains(&one.instance)) {

@@ -96,6 +96,17 @@ pub(crate) enum Outcome {
     Refused,
 }
 
+impl Outcome {
+    /// The word it is counted under.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Taken => "taken",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     Watching,

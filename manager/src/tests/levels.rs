@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use lca::{
     InstanceId, Kind,
-    api::proto,
+    api::proto::{self, allocate_request::Mode},
     discovery::Discovery as _,
     headers::{Load, Refusal},
-    testing::eventually,
+    testing::{counted, eventually},
 };
-use tokio::time::advance;
+use tokio::time::{advance, sleep};
 
-use super::world::{Client, FakeAllocator, HELLO, World, spec, wish};
+use super::world::{Behaviour, Client, FakeAllocator, HELLO, World, spec, wish};
 use crate::{Outcome, Target, Wish};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -96,6 +96,7 @@ async fn an_ejected_instance_is_used_while_there_is_no_other_and_another_is_look
     let world = World::new();
     let (allocator, client) = (world.allocator(), world.client());
     let only = allocator.runs(&spec(HELLO)).await;
+    allocator.becomes(Behaviour::full("out of memory"));
     let target = client.pick().await.unwrap();
     (0..3).for_each(|_| client.manager.report(&target, Outcome::Broken));
     assert_eq!(client.warm().instance, only);
@@ -103,6 +104,82 @@ async fn an_ejected_instance_is_used_while_there_is_no_other_and_another_is_look
     advance(SECOND).await;
     client.manager.report(&target, Outcome::Broken);
     eventually("the other to be found", async || client.warm().instance == other).await;
+}
+
+/// What is told of one counter.
+fn replaced(client: &Client, outcome: &str) -> f64 {
+    let series = format!(r#"lca_replacements_total{{outcome="{outcome}"}}"#);
+    counted(client.manager.metrics(), &series)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sole_instance_that_hangs_is_replaced_behind_the_requests() {
+    let world = World::new();
+    let (allocator, client) = (world.allocator(), world.client());
+    let hangs = allocator.runs(&spec(HELLO)).await;
+    let target = client.pick().await.unwrap();
+    (0..2).for_each(|_| client.manager.report(&target, Outcome::Broken));
+    assert_eq!(client.warm().instance, hangs);
+    sleep(SECOND * 5).await;
+    assert!(allocator.asked().is_empty(), "it is on probation, no more");
+    client.manager.report(&target, Outcome::Broken);
+    sleep(SECOND * 5).await;
+    assert!(allocator.asked().is_empty(), "nobody wants it");
+    for _ in 0..10 {
+        assert_eq!(client.warm().instance, hangs, "nobody waits, and there is no other yet");
+    }
+    eventually("another one", async || {
+        let target = client.warm();
+        let outcome = if target.instance == hangs { Outcome::Broken } else { answered_after(1) };
+        client.manager.report(&target, outcome);
+        target.instance != hangs
+    })
+    .await;
+    let asked = allocator.asked();
+    assert_eq!((asked.len(), asked[0].mode()), (1, Mode::New));
+    assert!(!allocator.claimed().is_empty(), "so that one of many managers starts it");
+    assert_eq!(replaced(&client, "started"), 1.0);
+    for _ in 0..100 {
+        let target = client.warm();
+        let outcome = if target.instance == hangs { Outcome::Broken } else { answered_after(1) };
+        client.manager.report(&target, outcome);
+        sleep(SECOND).await;
+    }
+    assert_eq!(allocator.asked().len(), 1, "the new one answers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_always_hangs_is_started_ever_more_rarely() {
+    let world = World::new();
+    let (allocator, client) = (world.allocator(), world.client());
+    allocator.runs(&spec(HELLO)).await;
+    client.pick().await.unwrap();
+    for _ in 0..600 {
+        (0..3).for_each(|_| client.manager.report(&client.warm(), Outcome::Broken));
+        sleep(SECOND).await;
+    }
+    let starts = allocator.asked().len();
+    assert!((8..20).contains(&starts), "{starts} in ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_are_as_many_as_there_may_be_what_hangs_is_not_replaced() {
+    let limited = proto::ServiceSpec { max_instances: 1, ..spec(HELLO) };
+    let world = World::with([limited.clone()]);
+    let (allocator, client) = (world.allocator(), world.client());
+    let hangs = allocator.runs(&limited).await;
+    let there =
+        proto::ClaimedInstance { instance: hangs.to_string(), peer: allocator.id().to_string() };
+    let taken = proto::ClaimResponse { instances: vec![there], ..Default::default() };
+    allocator.says_taken(Some(taken));
+    let target = client.pick().await.unwrap();
+    for _ in 0..30 {
+        (0..3).for_each(|_| client.manager.report(&target, Outcome::Broken));
+        assert_eq!(client.warm().instance, hangs);
+        sleep(SECOND).await;
+    }
+    assert!(allocator.asked().is_empty());
+    assert!(replaced(&client, "taken") >= 2.0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,6 +112,7 @@ impl World {
             taken: None,
             cached: Vec::new(),
             claim_error: None,
+            lists_after: Duration::ZERO,
         };
         let (state, feed) = (Arc::new(Mutex::new(state)), broadcast::Sender::new(64));
         let allocator = FakeAllocator { peer, state, feed };
@@ -194,6 +195,8 @@ struct State {
     cached: Vec<String>,
     /// What it refuses claims with, if it does.
     claim_error: Option<Error>,
+    /// How long it takes to say what it runs.
+    lists_after: Duration,
 }
 
 impl FakeAllocator {
@@ -214,6 +217,11 @@ impl FakeAllocator {
     /// What it says from now on to whoever claims; `None`: granted.
     pub(crate) fn says_taken(&self, taken: Option<proto::ClaimResponse>) {
         self.lock().taken = taken;
+    }
+
+    /// Takes so long from now on to say what it runs.
+    pub(crate) fn lists_after(&self, time: Duration) {
+        self.lock().lists_after = time;
     }
 
     /// What it refuses all claims with from now on, if it does.
@@ -476,6 +484,8 @@ impl Instances for FakeAllocator {
         request: Request<proto::ListInstancesRequest>,
     ) -> Result<Response<proto::ListInstancesResponse>, Status> {
         self.hang().await;
+        let after = self.lock().lists_after;
+        tokio::time::sleep(after).await;
         let which = request.into_inner();
         let mut instances = self.instances();
         instances.retain(|instance| {
