@@ -5,6 +5,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Kind};
@@ -160,6 +161,11 @@ impl ServiceHash {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// As it is sent in a header. Every request has one, so this is cheaper than its text.
+    pub fn to_header(&self) -> HeaderValue {
+        to_header(&self.0)
+    }
 }
 
 impl fmt::Display for ServiceHash {
@@ -196,6 +202,19 @@ impl InstanceId {
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])
     }
+
+    /// As it is sent in a header; see [`ServiceHash::to_header`].
+    pub fn to_header(&self) -> HeaderValue {
+        to_header(&self.0)
+    }
+}
+
+/// The digits of an id, made without a text of their own.
+fn to_header<const N: usize>(bytes: &[u8; N]) -> HeaderValue {
+    let mut digits = [0; 64];
+    let digits = &mut digits[..2 * N];
+    hex::encode_to_slice(bytes, digits).expect("two digits a byte, and at most 32 bytes");
+    HeaderValue::from_bytes(digits).expect("digits are visible")
 }
 
 impl fmt::Display for InstanceId {
@@ -275,6 +294,11 @@ impl RequestId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// As it is sent in a header.
+    pub fn to_header(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.0).expect("it is visible ASCII")
     }
 }
 

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use hello_world_server::Options;
 
+#[cfg(feature = "allocations")]
+mod allocations;
 mod cold_start;
 mod daemons;
 mod discovery;
@@ -14,6 +16,7 @@ mod fleet;
 mod idle;
 mod machine;
 mod mobility;
+mod pick;
 mod stampede;
 mod stats;
 mod storm;
@@ -36,6 +39,8 @@ enum Args {
     Stampede(stampede::Args),
     /// Buses that come and go: a client that moves, beside one that stays
     Mobility(mobility::Args),
+    /// What it costs to say where a request goes, where that is known
+    Pick(pick::Args),
     /// The program that cold-start measures with
     #[command(hide = true, name = "demo-hello-world-server")]
     Demo {
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
             runtime().block_on(idle::run(args))
         }
         Args::Mobility(args) => runtime().block_on(mobility::run(args)),
+        Args::Pick(args) => runtime().block_on(pick::run(args)),
         Args::Storm(args) => runtime().block_on(storm::run(args)),
         Args::Failover(args) => runtime().block_on(failover::run(args)),
         Args::Stampede(args) => runtime().block_on(stampede::run(args)),

@@ -301,7 +301,7 @@ impl Manager {
                 }
             });
         }
-        let candidates = hints.instances.iter().map(|known| self.inner.candidate(known));
+        let candidates = hints.instances.iter().map(|known| self.inner.candidate_at(known, now));
         let candidates: Vec<_> = candidates.collect();
         self.inner.perform(spec, &hints.instances, &candidates);
         replace::look(&self.inner, spec, &hints.instances, &candidates, limits, now);
@@ -411,9 +411,12 @@ impl Inner {
 
     /// What the policy is told of a known instance.
     pub(crate) fn candidate(&self, known: &Known) -> Candidate {
+        self.candidate_at(known, Instant::now())
+    }
+
+    fn candidate_at(&self, known: &Known, now: Instant) -> Candidate {
         let (mesh, peer) = (&self.reach.mesh, known.endpoint.peer);
         let distance = mesh.distance(peer);
-        let now = Instant::now();
         let ejected_until = known.record.ejected_until(now);
         Candidate {
             in_flight: known.load.in_flight,

@@ -149,7 +149,7 @@ impl Forward {
                 problem
             }
         };
-        answer.headers_mut().insert(REQUEST_ID, header_value(&id));
+        answer.headers_mut().insert(REQUEST_ID, id.to_header());
         if let Some(trace) = trace {
             trace.tell(answer.headers_mut());
         }
@@ -186,7 +186,7 @@ impl Forward {
         *trace = Trace::of(&parts.headers)?;
         let from = client.from.ip();
         headers::for_ingress(&mut parts.headers, from, &authority, &wish.service, &self.via)?;
-        parts.headers.insert(REQUEST_ID, header_value(id));
+        parts.headers.insert(REQUEST_ID, id.to_header());
         parts.uri = target.into();
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut parts);
@@ -370,8 +370,8 @@ fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<B
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
-    request.headers_mut().insert(SERVICE, header_value(&target.hash));
-    request.headers_mut().insert(INSTANCE, header_value(&target.instance));
+    request.headers_mut().insert(SERVICE, target.hash.to_header());
+    request.headers_mut().insert(INSTANCE, target.instance.to_header());
     request
 }
 
@@ -387,10 +387,6 @@ fn redirect(location: HeaderValue) -> Response<Body> {
     *answer.status_mut() = StatusCode::PERMANENT_REDIRECT;
     answer.headers_mut().insert(header::LOCATION, location);
     answer
-}
-
-fn header_value(id: &impl ToString) -> HeaderValue {
-    HeaderValue::try_from(id.to_string()).expect("ids are visible ASCII")
 }
 
 #[cfg(test)]

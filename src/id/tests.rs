@@ -133,3 +133,12 @@ proptest! {
         prop_assert_eq!(hash.to_string().parse::<ServiceHash>(), Ok(hash));
     }
 }
+
+#[test]
+fn what_is_sent_in_a_header_is_the_text() {
+    let (hash, instance) = (ServiceHash::from_sha256([0xa7; 32]), InstanceId::random());
+    let request = RequestId::random();
+    assert_eq!(hash.to_header(), hash.to_string());
+    assert_eq!(instance.to_header(), instance.to_string());
+    assert_eq!(request.to_header(), request.as_str());
+}
