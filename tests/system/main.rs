@@ -22,4 +22,5 @@ mod scaling;
 mod takeover;
 mod three_machines;
 mod up;
+mod up_far;
 mod watching;

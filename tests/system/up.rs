@@ -17,15 +17,15 @@ use tokio::{
 };
 
 /// A running `lcactl up` and what it printed.
-struct Up {
+pub(crate) struct Up {
     child: Child,
-    front: SocketAddr,
-    report: String,
+    pub(crate) front: SocketAddr,
+    pub(crate) report: String,
     runtime_dir: tempfile::TempDir,
 }
 
 impl Up {
-    async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let runtime_dir = tempfile::Builder::new().prefix("lca-up-test-").tempdir()?;
         let mut child = lcactl(runtime_dir.path())
             .args(["up", "--port", "0", "--grpc-port", "0"])
@@ -53,13 +53,13 @@ impl Up {
         Ok(Self { child, front, report, runtime_dir })
     }
 
-    async fn lcactl(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
+    pub(crate) async fn lcactl(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
         let output = lcactl(self.runtime_dir.path()).args(arguments).output();
         let output = timeout(Duration::from_secs(20), output).await??;
         Ok((output.status, String::from_utf8(output.stdout)?))
     }
 
-    async fn stop(self, signal: Signal) -> anyhow::Result<ExitStatus> {
+    pub(crate) async fn stop(self, signal: Signal) -> anyhow::Result<ExitStatus> {
         Ok(self.stop_and_read_log(signal).await?.0)
     }
 
