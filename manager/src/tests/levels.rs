@@ -218,6 +218,42 @@ async fn a_peer_that_answers_probes_better_than_requests_is_ranked_by_the_reques
     assert_eq!(client.warm().instance, near, "it is given another chance");
 }
 
+#[tokio::test(start_paused = true)]
+async fn requests_leave_a_peer_that_lies_about_its_distance_for_one_started_within_soft() {
+    let requirements = proto::Requirements { soft_rtt_ms: 20, hard_rtt_ms: 0 };
+    let spec = proto::ServiceSpec { requirements: Some(requirements), ..spec(HELLO) };
+    let world = World::with([spec.clone()]);
+    let (liar, honest, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &liar, 1);
+    world.distance(&client, &honest, 5);
+    let first = liar.runs(&spec).await;
+    assert_eq!(client.pick().await.unwrap().instance, first);
+    let mut seconds = 0;
+    let left = loop {
+        let target = client.warm();
+        if target.instance != first {
+            break target;
+        }
+        assert!(seconds < 20, "requests stay with the liar");
+        client.manager.report(&target, answered_after(80));
+        advance(SECOND).await;
+        seconds += 1;
+    };
+    assert_eq!(left.endpoint.peer, honest.id());
+    assert_eq!((liar.asked().len(), honest.asked().len()), (0, 1), "after {seconds} s");
+    // What it says counts again after a while; then it is found out again.
+    let mut with_the_liar = 0;
+    for _ in 0..180 {
+        let target = client.warm();
+        let lied_to = target.instance == first;
+        with_the_liar += usize::from(lied_to);
+        client.manager.report(&target, answered_after(if lied_to { 80 } else { 6 }));
+        advance(SECOND).await;
+    }
+    assert!(with_the_liar <= 30, "{with_the_liar} of 180 requests");
+    assert_eq!((liar.asked().len(), honest.asked().len()), (0, 1), "one was enough");
+}
+
 #[tokio::test]
 async fn beyond_hard_the_next_request_goes_elsewhere_and_with_nobody_near_the_nearest_is_named() {
     let requirements = proto::Requirements { soft_rtt_ms: 0, hard_rtt_ms: 20 };

@@ -2,6 +2,7 @@
 //! its own, so that a crash is real: nothing says goodbye.
 
 mod cost;
+mod crowd;
 mod faults;
 mod hostile;
 mod joining;
