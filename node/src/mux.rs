@@ -16,7 +16,7 @@
 //!
 //! What each side holds is bounded: 512 streams on a connection, 64 KiB of each that nobody has
 //! read (a mebibyte more for some, where bodies are long), 256 KiB that wait to be written.
-//! Why not HTTP/2: decision 0009.
+//! Why not HTTP/2: decision 0010.
 
 mod body;
 mod client;
