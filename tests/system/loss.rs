@@ -299,7 +299,11 @@ async fn a_partition_heals() -> anyhow::Result<()> {
 }
 
 /// One more instance of `service`, beside those there are.
-async fn another(cluster: &Cluster, allocator: usize, service: &str) -> anyhow::Result<()> {
+pub(crate) async fn another(
+    cluster: &Cluster,
+    allocator: usize,
+    service: &str,
+) -> anyhow::Result<()> {
     use lca::api::proto::{
         AllocateRequest, GetServiceRequest, allocate_request::Mode,
         allocator_client::AllocatorClient,

@@ -17,6 +17,7 @@ mod metrics;
 mod mobility;
 mod moving;
 mod network;
+mod partition;
 mod registry;
 mod requests;
 mod scaling;
