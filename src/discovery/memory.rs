@@ -49,6 +49,8 @@ struct State {
     felt: HashMap<(PeerId, PeerId), (Felt, Smoothed)>,
     down: HashSet<PeerId>,
     mute: HashSet<PeerId>,
+    /// Nobody knows how far they are until one has waited so long.
+    slow: HashMap<PeerId, Duration>,
     /// Finds so far.
     finds: HashMap<Key, u64>,
 }
@@ -97,6 +99,12 @@ impl Network {
     /// Makes `peer` one of which nothing comes any more: whoever connects to it waits.
     pub fn cut_off(&self, peer: PeerId) {
         self.lock().mute.insert(peer);
+    }
+
+    /// Makes `peer` one whose distance nobody knows, and that answers its first probe after
+    /// so long: it is out of breath.
+    pub fn slow_down(&self, peer: PeerId, first_probe: Duration) {
+        self.lock().slow.insert(peer, first_probe);
     }
 
     /// Undoes [`take_down`](Self::take_down) and [`cut_off`](Self::cut_off).
@@ -242,7 +250,8 @@ impl Mesh for Peer {
 
     fn rtt(&self, peer: PeerId) -> Option<Duration> {
         let state = self.network.lock();
-        if state.down.contains(&peer) || state.mute.contains(&peer) {
+        let unknown = state.down.contains(&peer) || state.mute.contains(&peer);
+        if unknown || state.slow.contains_key(&peer) {
             return None;
         }
         if peer == self.id {
@@ -283,6 +292,11 @@ impl Mesh for Peer {
     async fn measure(&self, to: &Endpoint) -> Result<Duration> {
         self.wait_if_mute(to.peer).await;
         self.server_of(to.peer)?;
+        let slow = self.network.lock().slow.get(&to.peer).copied();
+        if let Some(first_probe) = slow {
+            tokio::time::sleep(first_probe).await;
+            self.network.lock().slow.remove(&to.peer);
+        }
         self.rtt(to.peer).ok_or_else(|| Error::new(Kind::Unavailable, "the peer does not answer"))
     }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use lca::{Error, PeerId, api::proto::allocate_request::Mode, endpoint::Endpoint};
+use lca::{Error, Kind, PeerId, api::proto::allocate_request::Mode, endpoint::Endpoint};
 
 use super::{Order, ask_facts, groups, heed_rooms, measure, refusals::Refusals};
 use crate::{
@@ -76,9 +76,18 @@ impl<'a> Plan<'a> {
             }
             let (group, patience) = self.groups.last()?;
             let Ranked { order, offers, silent } = self.rank(group, *patience).await;
-            self.groups.pop();
+            let asked = self.groups.pop().map(|(asked, _)| asked).unwrap_or_default();
             self.ranked = order;
-            silent.into_iter().for_each(|(peer, error)| self.refusals.add(peer, error));
+            for (peer, error) in silent {
+                let slow = asked.iter().find(|one| one.endpoint.peer == peer);
+                match (self.groups.last_mut(), slow) {
+                    // Slow to be measured is not dead: a last resort, for this one too.
+                    (Some((doubtful, _)), Some(slow)) if error.kind() == Kind::Timeout => {
+                        doubtful.push(slow.clone());
+                    }
+                    _ => self.refusals.add(peer, error),
+                }
+            }
             self.refusals.too_far(&offers, &self.order.limits);
         }
     }

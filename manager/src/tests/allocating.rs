@@ -105,6 +105,24 @@ async fn what_a_doubtful_allocator_has_begun_is_joined_if_it_answers_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_slow_to_be_measured_is_a_last_resort_and_waited_for_only_then() {
+    let world = World::new();
+    let (slow, client) = (world.allocator(), world.client());
+    world.network.slow_down(slow.id(), Duration::from_secs(2));
+    let begun = Instant::now();
+    let target = client.pick().await.unwrap();
+    assert_eq!(target.endpoint.peer, slow.id());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+
+    let world = World::new();
+    let (slow, quick, client) = (world.allocator(), world.allocator(), world.client());
+    world.network.slow_down(slow.id(), Duration::from_secs(2));
+    let begun = Instant::now();
+    assert_eq!(client.pick().await.unwrap().endpoint.peer, quick.id());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_coming_is_joined_before_what_the_request_has_tried() {
     let world = World::with([spec(HELLO)]);
     let (tried, coming, client) = (world.allocator(), world.allocator(), world.client());
