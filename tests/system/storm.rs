@@ -45,15 +45,10 @@ async fn five_hundred_first_requests_of_one_proxy_start_one_instance() -> anyhow
         .add(&Service::demo("slow-start").args(["--start-delay", "500"]).start_timeout_ms(START_MS))
         .await?;
     let requests = (0..500).map(|_| cluster.get("/slow-start/hello"));
-    let mut answered = 0;
     for answer in join_all(requests).await {
         let answer = answer?;
-        // So many at once may be more than a busy machine has connections for in time.
-        let refused = answer.status == 503 && answer.headers.contains_key("retry-after");
-        assert!(answer.status == 200 || refused, "{}: {}", answer.status, answer.text());
-        answered += usize::from(answer.status == 200);
+        assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    assert!(answered > 0, "nobody was answered");
     let instances = cluster.instances().await?;
     assert_eq!(instances.len(), 1, "{instances:#?}");
     cluster.drain().await;

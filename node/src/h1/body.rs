@@ -187,9 +187,14 @@ impl Sent {
         self.started + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
+    /// There is a connection for it: what went before is no silence of the receiver's.
+    pub(crate) fn set_out(&self) {
+        self.last_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn moved(&self) {
         self.began.store(true, Ordering::Release);
-        self.last_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.set_out();
     }
 }
 

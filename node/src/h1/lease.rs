@@ -87,6 +87,7 @@ impl<D: Dial> Lease<D> {
         let connection = self.connection.as_mut().expect("a lease holds one until it is over");
         let before = connection.tally.received();
         connection.tally.allow(HEAD_ROOM);
+        sent.set_out();
         let asked = request.headers().contains_key(header::UPGRADE);
         let answer = connection.sender.try_send_request(request);
         let Some(answer) = in_time(answer, sent, limit).await else {

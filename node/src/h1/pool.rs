@@ -19,7 +19,7 @@ use lca::{Error, Kind, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -37,6 +37,10 @@ const MAX_BUFFER: usize = 64 << 10;
 /// handshakes, which would keep a peer from its work. A peer 100 ms away, with a handshake
 /// of 300 ms, still serves the first hundred of a burst within a second.
 pub(super) const MAX_DIALS: usize = 16;
+/// How many times [`Config::connect`] a request stands in line at most while the line moves:
+/// thirty seconds to a peer. Where everybody is served, only slowly, to send
+/// a request away helps nobody.
+const LONGEST_LINE: u32 = 10;
 
 /// Why there is no connection for a request.
 enum Lack {
@@ -142,6 +146,8 @@ struct Slot {
     waiting: VecDeque<Waiting>,
     dialling: usize,
     in_flight: usize,
+    // When somebody in line was given a connection last.
+    moved: Option<Instant>,
 }
 
 struct Waiting {
@@ -279,13 +285,15 @@ impl<D: Dial> Shared<D> {
         None
     }
 
-    /// The first connection that is opened for us or given back by another request.
+    /// The first connection that is opened for us or given back by another request: as long
+    /// as others are given some, and then for [`Config::connect`].
     async fn wait(
         self: &Arc<Self>,
         key: &D::Key,
         to: &D::To,
     ) -> std::result::Result<Connection, Lack> {
         let limit = self.config.connect;
+        let since = Instant::now();
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (give, given) = oneshot::channel();
         let dial = {
@@ -300,16 +308,31 @@ impl<D: Dial> Shared<D> {
             tokio::spawn(self.clone().dial(key.clone(), to.clone(), id));
         }
         let mut wait = Wait { pool: self, key, id, given };
-        match timeout(limit, &mut wait.given).await {
-            Ok(Ok(Ok(connection))) => Ok(connection),
+        let (mut until, last) = (since + limit, since + limit * LONGEST_LINE);
+        let given = loop {
+            if let Ok(given) = timeout_at(until, &mut wait.given).await {
+                break Some(given);
+            }
+            match self.moved(key).map(|moved| (moved + limit).min(last)) {
+                Some(later) if later > until => until = later,
+                _ => break None,
+            }
+        };
+        match given {
+            Some(Ok(Ok(connection))) => Ok(connection),
             // Others are served meanwhile: this one came too late, and that is all.
-            Ok(Ok(Err(error))) if error.kind() == Kind::Timeout && self.serves(key) => {
+            Some(Ok(Err(error))) if error.kind() == Kind::Timeout && self.serves(key) => {
                 Err(Lack::Busy(error))
             }
-            Ok(Ok(Err(error))) => Err(Lack::Unreachable(error)),
+            Some(Ok(Err(error))) => Err(Lack::Unreachable(error)),
             _ if !dial || self.serves(key) => Err(Lack::Busy(not_within(limit))),
             _ => Err(Lack::Unreachable(not_within(limit))),
         }
+    }
+
+    /// When the line moved last.
+    fn moved(&self, key: &D::Key) -> Option<Instant> {
+        self.lock().slots.get(key).and_then(|slot| slot.moved)
     }
 
     /// Whether there are connections that are used, or could be.
@@ -319,7 +342,8 @@ impl<D: Dial> Shared<D> {
     }
 
     /// Opens connections until nobody lacks one, or one cannot be opened. That is told to
-    /// `whose` it was, and to everyone if no other is being opened.
+    /// `whose` it was, and to everyone if no other is being opened; where it only took too
+    /// long and others are served, to nobody.
     async fn dial(self: Arc<Self>, key: D::Key, to: D::To, whose: u64) {
         loop {
             match self.connect(&key, &to).await {
@@ -340,6 +364,10 @@ impl<D: Dial> Shared<D> {
         let mut state = self.lock();
         let Some(slot) = state.slots.get_mut(key) else { return };
         slot.dialling -= 1;
+        let lately = slot.moved.is_some_and(|moved| moved.elapsed() < self.config.connect);
+        if error.kind() == Kind::Timeout && lately {
+            return;
+        }
         let none_left = slot.dialling == 0;
         slot.waiting.retain_mut(|waiting| {
             let told = none_left || waiting.id == whose;
@@ -397,7 +425,10 @@ impl<D: Dial> Shared<D> {
             match give.map(|give| give.send(Ok(connection))) {
                 // It gave up meanwhile.
                 Some(Err(Ok(back))) => connection = back,
-                _ => return,
+                _ => {
+                    slot.moved = Some(Instant::now());
+                    return;
+                }
             }
         }
         if slot.idle.len() >= self.config.max_idle {

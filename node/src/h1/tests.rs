@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,10 +16,10 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use lca::{Error, Kind, Result, testing::eventually};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -91,6 +94,33 @@ impl Dial for Once {
             std::future::pending::<()>().await;
         }
         Tcp.dial(to).await
+    }
+}
+
+/// Opens one connection in memory, whose other end it hands out, and no other.
+#[derive(Debug)]
+struct Only(Mutex<Option<DuplexStream>>);
+
+impl Only {
+    fn new() -> (DuplexStream, Self) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        (theirs, Self(Mutex::new(Some(ours))))
+    }
+}
+
+impl Dial for Only {
+    type To = ();
+    type Key = ();
+    type Io = DuplexStream;
+
+    fn key(&self, (): &()) {}
+
+    async fn dial(&self, (): &()) -> Result<DuplexStream> {
+        let one = self.0.lock().unwrap().take();
+        match one {
+            Some(one) => Ok(one),
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -519,6 +549,45 @@ async fn who_stood_in_line_while_others_are_served_met_somebody_busy() {
     let (first, ()) =
         tokio::join!(async { text(first.await.unwrap()).await }, connection.answer(OK));
     assert_eq!(first, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_moves_is_stood_in_and_one_that_does_not_is_left() {
+    let (mut server, only) = Only::new();
+    let limit = Duration::from_secs(3);
+    let patient = Duration::from_secs(60);
+    let config =
+        Config { connect: limit, head: Duration::from_secs(10), keep: patient, ..config() };
+    let pool = Pool::new(only, config);
+    // Everybody is answered two seconds after the one before, but the last two.
+    let serving = async {
+        for _ in 0..5 {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") {
+                seen.push(server.read_u8().await.unwrap());
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            server.write_all(OK.as_bytes()).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    };
+    let asking = join_all((0..7).map(|_| async {
+        let begun = Instant::now();
+        match pool.send(&(), get()).await {
+            Ok(answer) => (text(answer).await, begun.elapsed().as_secs()),
+            Err(Failed::Busy(..)) => ("busy".to_owned(), begun.elapsed().as_secs()),
+            Err(Failed::Sent(Cause::Late, _)) => ("late".to_owned(), begun.elapsed().as_secs()),
+            Err(other) => panic!("after {:?}: {other:?}", begun.elapsed()),
+        }
+    }));
+    let told = tokio::select! {
+        told = asking => told,
+        () = serving => unreachable!("it goes on"),
+        () = tokio::time::sleep(patient) => panic!("somebody waits for ever"),
+    };
+    let told: Vec<_> = told.iter().map(|(what, after)| (what.as_str(), *after)).collect();
+    let answered = [("ok", 2), ("ok", 4), ("ok", 6), ("ok", 8), ("ok", 10)];
+    assert_eq!(told, [&answered[..], &[("late", 20), ("busy", 13)]].concat());
 }
 
 #[tokio::test]
