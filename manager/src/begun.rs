@@ -11,11 +11,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use lca::{
-    InstanceId, PeerId, Requirements, ServiceHash,
+    InstanceId, Kind, PeerId, Requirements, ServiceHash,
     api::proto::{Instance, InstanceState, ListInstancesRequest},
     endpoint::Endpoint,
 };
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::{
     allocators::Allocator,
@@ -27,9 +27,14 @@ use crate::{
 const ASKED: usize = 8;
 /// Of the doubtful, how many are asked besides: few are in doubt and answer probes.
 const DOUBTFUL: usize = 4;
-/// Longest to wait for all of them. They are near and answered probes, so this is only
-/// waited for where a machine is out of breath, and there a second instance would be worse.
-const WITHIN: Duration = Duration::from_secs(1);
+/// Longest to wait for those that are sound. They are near and answer probes, so this is only
+/// waited for where a machine is out of breath, as when all of a fleet open their connections
+/// at once, and there a second instance would be worse. Who falls silent ends the wait.
+const WITHIN: Duration = Duration::from_secs(4);
+/// The same for the doubtful: they did not answer the last time.
+const WITHIN_DOUBTFUL: Duration = Duration::from_secs(1);
+/// How often to look whether one that is waited for has fallen silent.
+const PULSE: Duration = Duration::from_millis(250);
 
 /// Whom to ask: of those `ranked`, and of the `doubtful`, those that others may have
 /// preferred. Who did not answer once, and answers probes, was busy: perhaps with this.
@@ -60,37 +65,83 @@ pub(crate) fn whom(
     sound.into_iter().take(ASKED).chain(doubtful.into_iter().take(DOUBTFUL)).collect()
 }
 
+/// Who is asked, and whether it did not answer the last time.
+pub(crate) struct Near {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) doubtful: bool,
+}
+
+/// What came of asking.
+#[derive(Debug, Default)]
+pub(crate) struct Begun {
+    /// The first to say that it has begun an instance, or has one.
+    pub(crate) by: Option<PeerId>,
+    /// Those sound ones that had all the time there is, answer probes, and did not say.
+    pub(crate) mute: Vec<PeerId>,
+}
+
 /// The first of `near` to say that it has begun an instance of `service`, or has one. What
 /// the request has `tried` will not do for it, so it counts only if nobody has another.
 /// Bounded by [`WITHIN`]. Cancel safe.
 pub(crate) async fn begun(
     reach: &Reach,
     service: ServiceHash,
-    near: Vec<Arc<Endpoint>>,
+    near: Vec<Near>,
     tried: &[InstanceId],
-) -> Option<PeerId> {
-    let asked = near.into_iter().map(|endpoint| async move {
-        let which =
-            ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
-        let instances = reach.instances(&endpoint, which, WITHIN).await.ok()?;
-        let mut coming = instances.iter().filter(|one| is_coming(one, service)).peekable();
-        coming.peek()?;
-        Some((endpoint.peer, coming.all(|one| is_one_of(one, tried))))
-    });
-    let mut asked: FuturesUnordered<_> = asked.collect();
-    let mut only_tried = None;
-    let first = async {
-        loop {
-            match asked.next().await {
-                Some(Some((peer, false))) => return Some(peer),
-                Some(Some((peer, true))) => only_tried = only_tried.or(Some(peer)),
-                Some(None) => {}
-                None => return None,
-            }
+) -> Begun {
+    let mut asked: FuturesUnordered<_> =
+        near.into_iter().map(|near| ask(reach, service, near, tried)).collect();
+    let (mut mute, mut only_tried) = (Vec::new(), None);
+    while let Some((peer, answer)) = asked.next().await {
+        match answer {
+            Said::Begun { tried: false } => return Begun { by: Some(peer), mute },
+            Said::Begun { tried: true } => only_tried = only_tried.or(Some(peer)),
+            Said::Mute => mute.push(peer),
+            Said::None => {}
+        }
+    }
+    Begun { by: only_tried, mute }
+}
+
+enum Said {
+    /// It has one; whether the request has tried all it has.
+    Begun {
+        tried: bool,
+    },
+    None,
+    Mute,
+}
+
+async fn ask(
+    reach: &Reach,
+    service: ServiceHash,
+    Near { endpoint, doubtful }: Near,
+    tried: &[InstanceId],
+) -> (PeerId, Said) {
+    let which = ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
+    let within = if doubtful { WITHIN_DOUBTFUL } else { WITHIN };
+    let peer = endpoint.peer;
+    let silent = async {
+        while !reach.mesh.is_silent(peer) {
+            sleep(PULSE).await;
         }
     };
-    let first = timeout(WITHIN, first).await.ok().flatten();
-    first.or(only_tried)
+    let answer = tokio::select! {
+        answer = reach.instances(&endpoint, which, within) => answer,
+        () = silent => return (peer, Said::None),
+    };
+    let said = match answer {
+        Ok(instances) => {
+            let mut coming = instances.iter().filter(|one| is_coming(one, service)).peekable();
+            match coming.peek() {
+                Some(_) => Said::Begun { tried: coming.all(|one| is_one_of(one, tried)) },
+                None => Said::None,
+            }
+        }
+        Err(error) if error.kind() == Kind::Timeout && !doubtful => Said::Mute,
+        Err(_) => Said::None,
+    };
+    (peer, said)
 }
 
 fn is_one_of(instance: &Instance, tried: &[InstanceId]) -> bool {

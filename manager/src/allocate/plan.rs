@@ -8,7 +8,7 @@ use lca::{Error, Kind, PeerId, api::proto::allocate_request::Mode, endpoint::End
 use super::{Order, ask_facts, groups, heed_rooms, measure, refusals::Refusals};
 use crate::{
     allocators::{Allocator, Allocators},
-    begun,
+    begun::{self, Near},
     flight::Flight,
     policy::{self, Offer},
     reach::Reach,
@@ -116,13 +116,19 @@ impl<'a> Plan<'a> {
         ranked.iter().take(MAX_FOLLOWED).filter_map(one).for_each(|it| allocators.rooms.need(&it));
         if order.mode == Mode::Ensure {
             let near = begun::whom(reach, &order.limits, &ranked, &offers, &self.doubtful);
-            let near: Vec<_> = near.iter().filter_map(one).collect();
-            let tried = question.avoids();
-            if near.len() > 1
-                && let Some(peer) = begun::begun(reach, order.service, near, tried).await
-            {
-                ranked.retain(|one| *one != peer);
-                ranked.insert(0, peer);
+            let near = near.iter().filter_map(|peer| {
+                let doubtful = self.doubtful.iter().any(|one| one.endpoint.peer == *peer);
+                Some(Near { endpoint: one(peer)?, doubtful })
+            });
+            let near: Vec<_> = near.collect();
+            if near.len() > 1 {
+                let begun = begun::begun(reach, order.service, near, question.avoids()).await;
+                // Nobody waits for these again until they have answered from behind.
+                begun.mute.into_iter().for_each(|peer| allocators.failed(peer));
+                if let Some(peer) = begun.by {
+                    ranked.retain(|one| *one != peer);
+                    ranked.insert(0, peer);
+                }
             }
         }
         Ranked { order: ranked.iter().filter_map(one).collect(), offers, silent }

@@ -123,6 +123,37 @@ async fn who_is_slow_to_be_measured_is_a_last_resort_and_waited_for_only_then() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_out_of_breath_is_heard_out_before_another_one_is_begun() {
+    let world = World::with([spec(HELLO)]);
+    let (nearer, begun, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &nearer, 1);
+    world.distance(&client, &begun, 9);
+    let id = begun.runs_quietly(&spec(HELLO), InstanceId::random());
+    begun.set(id, InstanceState::Starting);
+    begun.lists_after(Duration::from_secs(3));
+    client.pick().await.unwrap();
+    assert_eq!((nearer.asked().len(), begun.asked().len()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_say_what_it_has_begun_is_waited_for_once_and_for_so_long() {
+    let world = World::with([spec(HELLO), spec("other")]);
+    let (nearer, mute, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &nearer, 1);
+    world.distance(&client, &mute, 9);
+    mute.lists_after(Duration::from_secs(60));
+    let begun = Instant::now();
+    assert_eq!(client.pick().await.unwrap().endpoint.peer, nearer.id());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(4500), "{took:?}");
+    let begun = Instant::now();
+    let other = client.manager.pick(wish("other")).await.unwrap();
+    assert_eq!(other.endpoint.peer, nearer.id());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_coming_is_joined_before_what_the_request_has_tried() {
     let world = World::with([spec(HELLO)]);
     let (tried, coming, client) = (world.allocator(), world.allocator(), world.client());
