@@ -16,7 +16,7 @@ use lca_node::{
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::{Service, http, processes, slot::Slot};
+use crate::{Service, eventually, http, processes, slot::Slot};
 
 /// What a fleet looks like.
 #[derive(Clone, Debug)]
@@ -212,10 +212,17 @@ impl Cluster {
     /// If it does not answer.
     pub async fn instances_of(&self, allocator: usize) -> anyhow::Result<Vec<proto::Instance>> {
         let channel = local::connect(&self.allocator(allocator).socket).await?;
-        let request = proto::ListInstancesRequest { include_ended: true, ..Default::default() };
-        let all =
-            InstancesClient::new(channel).list_instances(request).await?.into_inner().instances;
+        let mut instances = InstancesClient::new(channel);
         let peer = self.allocator(allocator).peer.to_string();
+        // On a busy machine it may be too late even for its own local API, which says so.
+        let all = eventually("an allocator's word of what it runs", async || {
+            let request = proto::ListInstancesRequest { include_ended: true, ..Default::default() };
+            let all = instances.list_instances(request).await.map_err(|error| error.to_string())?;
+            let all = all.into_inner();
+            let left_out = all.unreachable_peers.contains(&peer);
+            if left_out { Err("it did not answer in time".to_owned()) } else { Ok(all.instances) }
+        })
+        .await;
         Ok(all.into_iter().filter(|instance| instance.peer == peer).collect())
     }
 

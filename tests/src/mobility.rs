@@ -16,7 +16,7 @@ use lca_node::link::{
 };
 use tokio::{
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{Cluster, Service, eventually_within, http};
@@ -25,6 +25,8 @@ use crate::{Cluster, Service, eventually_within, http};
 pub const BUSES: usize = 3;
 /// Longest until the first request of each client is answered.
 const BEGIN_WITHIN: Duration = Duration::from_secs(60);
+/// Between two looks whether the machine keeps up.
+const BREATH: Duration = Duration::from_millis(5);
 /// The service with limits, and the same without.
 const MOVING: &str = "aggregator";
 const STAYING: &str = "aggregator-stays";
@@ -96,6 +98,9 @@ pub struct Recording {
     pub staying: Vec<Sample>,
     /// In order.
     pub measured: Vec<Measured>,
+    /// The most by which anything here ran later than it was due, because the machine was
+    /// doing something else. Round trips are longer by as much, several times over.
+    pub out_of_breath: Duration,
 }
 
 impl Ride {
@@ -205,7 +210,9 @@ impl Ride {
             moving: Vec::new(),
             staying: Vec::new(),
             measured: Vec::new(),
+            out_of_breath: Duration::ZERO,
         };
+        let breath = tokio::spawn(out_of_breath(began + self.length));
         while began.elapsed() < self.length {
             ticks.tick().await;
             let at = began.elapsed();
@@ -226,6 +233,7 @@ impl Ride {
                 if name == MOVING { &mut recording.moving } else { &mut recording.staying };
             samples.push(sample);
         }
+        recording.out_of_breath = breath.await?;
         recording.moving.sort_by_key(|sample| sample.at);
         recording.staying.sort_by_key(|sample| sample.at);
         driving.abort();
@@ -235,6 +243,17 @@ impl Ride {
         cluster.drain().await;
         Ok(recording)
     }
+}
+
+/// By how much a timer is late at worst until `end`, on the runtime that the nodes share.
+async fn out_of_breath(end: Instant) -> Duration {
+    let mut worst = Duration::ZERO;
+    while Instant::now() < end {
+        let due = Instant::now() + BREATH;
+        sleep_until(due).await;
+        worst = worst.max(due.elapsed());
+    }
+    worst
 }
 
 /// Who asks.
