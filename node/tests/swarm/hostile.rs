@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use lca::{discovery::Discovery as _, testing::eventually};
-use lca_node::{Identity, record};
+use lca_node::{Identity, Timing, record};
 use libp2p::{
     Multiaddr, StreamProtocol, Swarm, SwarmBuilder, identify,
     kad::{
@@ -15,8 +15,9 @@ use libp2p::{
     swarm::NetworkBehaviour,
     tcp, yamux,
 };
+use tokio::task::JoinSet;
 
-use crate::net::{Running, config, finds, network, some_service};
+use crate::net::{Running, config, finds, network, some_service, started};
 
 /// What it takes to be in the table of others, and be asked.
 #[derive(NetworkBehaviour)]
@@ -27,6 +28,11 @@ struct Liar {
 
 /// A libp2p peer in our network whose store takes anything.
 async fn liar(victim: &Running) -> Swarm<Liar> {
+    liar_as(kad::Mode::Server, victim).await
+}
+
+/// The same; one that is a client is asked nothing, and tells its lies all the same.
+async fn liar_as(mode: kad::Mode, victim: &Running) -> Swarm<Liar> {
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
@@ -35,7 +41,7 @@ async fn liar(victim: &Running) -> Swarm<Liar> {
             let id = key.public().to_peer_id();
             let config = kad::Config::new(StreamProtocol::new("/lca/kad/1"));
             let mut kademlia = kad::Behaviour::with_config(id, MemoryStore::new(id), config);
-            kademlia.set_mode(Some(kad::Mode::Server));
+            kademlia.set_mode(Some(mode));
             let identify = identify::Config::new("lca/1".to_owned(), key.public());
             Liar { kademlia, identify: identify::Behaviour::new(identify) }
         })
@@ -185,6 +191,51 @@ async fn a_provider_that_has_no_verified_endpoint_is_never_yielded() {
     let found = crate::net::found(&nodes[2].node, key).await;
     assert_eq!(found.len(), 1, "one dead record hides no live one, and is not told: {found:?}");
     driven.abort();
+}
+
+/// More than one answer names, so that an answer may well name nobody else.
+const SYBILS: usize = 40;
+
+// FAULTS 50.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_announces_after_a_crowd_of_liars_is_found_all_the_same() {
+    let nodes = started(4, &Default::default(), Timing::default()).await;
+    let key = some_service();
+    let lca::discovery::Key::Service(hash) = key else { unreachable!() };
+    let in_dht = RecordKey::from([b"/lca/service/".as_slice(), hash.as_bytes()].concat());
+    let mut lying = JoinSet::new();
+    for _ in 0..SYBILS {
+        let mut liar = liar_as(kad::Mode::Client, &nodes[0]).await;
+        liar.add_external_address("/ip4/127.0.0.1/tcp/9".parse().unwrap());
+        let in_dht = in_dht.clone();
+        lying.spawn(async move {
+            let mut again = tokio::time::interval(Duration::from_secs(2));
+            loop {
+                tokio::select! {
+                    _ = liar.select_next_some() => {}
+                    _ = again.tick() => {
+                        drop(liar.behaviour_mut().kademlia.start_providing(in_dht.clone()));
+                    }
+                }
+            }
+        });
+    }
+    for node in &nodes {
+        eventually("every liar to be kept", async || {
+            let held = node.node.status().borrow().announcements_held;
+            if held >= SYBILS { Ok(()) } else { Err(held) }
+        })
+        .await;
+    }
+    for honest in &nodes[1..3] {
+        honest.node.announce(key).await.unwrap();
+    }
+    for honest in &nodes[1..3] {
+        finds(&nodes[3].node, key, honest.peer()).await;
+    }
+    let found = crate::net::found(&nodes[0].node, key).await;
+    assert!(found.iter().all(|one| nodes.iter().any(|node| node.peer() == one.peer)), "{found:?}");
+    lying.shutdown().await;
 }
 
 #[tokio::test]
