@@ -13,6 +13,7 @@ pub mod json;
 mod reader;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,6 +40,38 @@ pub struct Config {
     pub bootstraps: Vec<Bootstrap>,
     /// Threads to work with; none for as many as there are cores.
     pub workers: Option<Workers>,
+    /// How long requests may take here.
+    pub timeouts: Timeouts,
+}
+
+/// How long requests may take on this machine; what is not said has its default. All that
+/// a service or a client says on top can only shorten it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the head of a request, and the pause between two on a connection.
+    pub header: Option<Duration>,
+    /// For a connection to a peer, and of ingress to an instance.
+    pub connect: Option<Duration>,
+    /// From the last movement of a request to the head of its answer.
+    pub answer: Option<Duration>,
+    /// Until the next part of a body, either way.
+    pub quiet: Option<Duration>,
+    /// From the head of a request to the last byte of its answer.
+    pub request: Option<Duration>,
+}
+
+impl Timeouts {
+    /// Each with its key.
+    fn each(&self) -> [(&'static str, Option<Duration>); 5] {
+        let Self { header, connect, answer, quiet, request } = *self;
+        [
+            ("Header", header),
+            ("Connect", connect),
+            ("Answer", answer),
+            ("Quiet", quiet),
+            ("Request", request),
+        ]
+    }
 }
 
 impl Config {
@@ -68,6 +101,8 @@ impl Config {
             bootstraps: Vec<String>,
             #[serde(skip_serializing_if = "Option::is_none")]
             worker_threads: Option<u16>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            timeouts: BTreeMap<&'static str, u128>,
         }
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -90,6 +125,12 @@ impl Config {
             },
             bootstraps: self.bootstraps.iter().map(Bootstrap::to_string).collect(),
             worker_threads: self.workers.map(Workers::count),
+            timeouts: self
+                .timeouts
+                .each()
+                .into_iter()
+                .filter_map(|(key, time)| Some((key, time?.as_millis())))
+                .collect(),
         };
         serde_json::to_string_pretty(&file).expect("strings and numbers always serialise")
     }

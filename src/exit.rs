@@ -37,7 +37,7 @@ impl Exit {
             | Kind::TooLarge
             | Kind::Unexpected => Self::Usage,
             Kind::NotFound => Self::NotFound,
-            Kind::Unavailable | Kind::Timeout => Self::Unavailable,
+            Kind::Unavailable | Kind::Timeout | Kind::TooSlow => Self::Unavailable,
             Kind::Conflict
             | Kind::FailedPrecondition
             | Kind::NoCapacity

@@ -47,6 +47,8 @@ pub struct Spec {
     pub target_concurrency: Option<NonZeroU32>,
     /// Which allocator gets the next instance.
     pub placement: Placement,
+    /// What one request may be and take.
+    pub limits: Limits,
     /// Which change of the name this is, from 1; 0 before the registry took it.
     pub revision: u64,
 }
@@ -113,6 +115,19 @@ impl Requirements {
     pub fn within_soft(&self, rtt: Duration) -> bool {
         self.soft.is_none_or(|soft| rtt <= soft) && self.within_hard(rtt)
     }
+}
+
+/// What one request may be and take, as far as somebody says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of its body.
+    pub max_body: Option<u64>,
+    /// From its last movement to the head of its answer.
+    pub answer: Option<Duration>,
+    /// Until the next part of a body, either way.
+    pub quiet: Option<Duration>,
+    /// From its head to the last byte of its answer.
+    pub request: Option<Duration>,
 }
 
 /// What one instance takes of its machine.
@@ -208,6 +223,7 @@ mod tests {
             max_instances: NonZeroU32::new(3),
             target_concurrency: NonZeroU32::new(4),
             placement: Placement::Pack,
+            limits: Limits { max_body: Some(1), ..Limits::default() },
             revision: 9,
             ..spec.clone()
         };

@@ -236,6 +236,18 @@ pub struct Add {
     /// fewest of them, or the one most used that has room [default: nearest]
     #[arg(long, value_enum, value_name = "nearest|spread|pack", hide_possible_values = true)]
     pub placement: Option<Placement>,
+    /// Longest body of a request [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_body: Option<u64>,
+    /// From a request to the head of its answer [default: 5m, the front's]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub answer_timeout: Option<Duration>,
+    /// Until the next part of a body, either way [default: 5m, the front's]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub quiet_timeout: Option<Duration>,
+    /// From the head of a request to the end of its answer, a start included [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub request_timeout: Option<Duration>,
     /// Environment of the program; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,

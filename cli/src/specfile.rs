@@ -168,6 +168,12 @@ mod tests {
             max_instances: 2,
             target_concurrency: 3,
             placement: proto::Placement::Pack.into(),
+            limits: Some(proto::Limits {
+                max_body_bytes: 1 << 20,
+                answer_timeout_ms: 1,
+                quiet_timeout_ms: 2,
+                request_timeout_ms: 3,
+            }),
             revision: 3,
             ..Default::default()
         };

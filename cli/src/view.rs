@@ -172,6 +172,7 @@ pub(crate) struct ServiceSpec {
     pub(crate) max_instances: u32,
     pub(crate) target_concurrency: u32,
     pub(crate) placement: String,
+    pub(crate) limits: Limits,
     pub(crate) revision: u64,
     pub(crate) service_hash: String,
 }
@@ -195,6 +196,37 @@ pub(crate) struct Requirements {
 pub(crate) struct Resources {
     pub(crate) cpu_millis: u32,
     pub(crate) memory_bytes: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) max_body_bytes: u64,
+    pub(crate) answer_timeout_ms: u64,
+    pub(crate) quiet_timeout_ms: u64,
+    pub(crate) request_timeout_ms: u64,
+}
+
+impl From<proto::Limits> for Limits {
+    fn from(limits: proto::Limits) -> Self {
+        Self {
+            max_body_bytes: limits.max_body_bytes,
+            answer_timeout_ms: limits.answer_timeout_ms,
+            quiet_timeout_ms: limits.quiet_timeout_ms,
+            request_timeout_ms: limits.request_timeout_ms,
+        }
+    }
+}
+
+impl From<Limits> for proto::Limits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            max_body_bytes: limits.max_body_bytes,
+            answer_timeout_ms: limits.answer_timeout_ms,
+            quiet_timeout_ms: limits.quiet_timeout_ms,
+            request_timeout_ms: limits.request_timeout_ms,
+        }
+    }
 }
 
 impl From<proto::Requirements> for Requirements {
@@ -231,6 +263,7 @@ impl From<proto::ServiceSpec> for ServiceSpec {
             max_instances: spec.max_instances,
             target_concurrency: spec.target_concurrency,
             placement,
+            limits: spec.limits.unwrap_or_default().into(),
             revision: spec.revision,
             service_hash: spec.service_hash,
         }
@@ -277,6 +310,7 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             max_instances: spec.max_instances,
             target_concurrency: spec.target_concurrency,
             placement: placement.into(),
+            limits: Some(spec.limits.into()),
             revision: spec.revision,
             service_hash: spec.service_hash,
         })

@@ -113,7 +113,7 @@ fn a_configuration_is_printed_or_refused_with_every_problem() {
     assert_eq!(
         text(&ended.stderr),
         "error: c.json:1:27: Perf.SoftReq.RTT: must be a whole number of milliseconds from 1 to 3600000, not -5\n\
-         error: c.json:1:32: X: is not known here; known are Perf, Bootstraps, WorkerThreads\n"
+         error: c.json:1:32: X: is not known here; known are Perf, Bootstraps, WorkerThreads, Timeouts\n"
     );
 
     let peer = "/ip4/10.0.0.1/tcp/1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";

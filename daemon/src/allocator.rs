@@ -16,7 +16,7 @@ use lca_proxy::Front;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::{Addresses, Base, Running, Settings},
+    base::{self, Addresses, Base, Running, Settings},
     data::DataDir,
 };
 
@@ -41,6 +41,7 @@ pub struct Config {
 pub struct App {
     running: Running,
     instances: Instances,
+    ingress: Ingress,
 }
 
 /// The instances of an allocator that is up. Dropping it kills those that still run:
@@ -83,11 +84,14 @@ impl App {
     }
 
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, http, keep_instances: keep, open_files: _ } = config;
+        let Config { settings, mut allocator, mut http, keep_instances: keep, open_files: _ } =
+            config;
         allocator.keep_instances = keep;
         let mut base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
-        let ingress = Ingress::new(lca_ingress::Config::default(), base.metrics.clone());
+        http.keep_to(&settings.timeouts);
+        let takes = lca_ingress::Config::keeping_to(&settings.timeouts);
+        let ingress = Ingress::new(takes, base.metrics.clone());
         let fronts = InstanceFronts {
             http,
             manager: base.manager.clone(),
@@ -119,9 +123,9 @@ impl App {
             .add_service(allocator.allocator_server())
             .add_service(allocator.instances_server());
         let instances = Instances { allocator, keep };
-        let handlers = Handlers { grpc, http: Some(Arc::new(ingress)) };
+        let handlers = Handlers { grpc, http: Some(Arc::new(ingress.clone())) };
         let running = base.serve(handlers, local, None).await?;
-        Ok(Self { running, instances })
+        Ok(Self { running, instances, ingress })
     }
 
     pub(crate) fn running(&self) -> &Running {
@@ -144,13 +148,15 @@ impl App {
     }
 
     /// Stops every instance, or leaves the ready ones if they are to be kept, then stops
-    /// the rest. True if nothing had to be forced. What runs
+    /// the rest. True if nothing had to be forced and no request was cut off. What runs
     /// is killed if this is dropped before its end.
     pub async fn drain(self) -> bool {
-        let Self { running, instances } = self;
+        let Self { running, instances, ingress } = self;
+        let before = ingress.cut();
         running.leave();
         instances.allocator.shutdown().await;
-        running.drain().await
+        let in_time = running.drain().await;
+        in_time && base::none_cut(&ingress, before)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use lca::{
     Kind, PeerId, Requirements, Result,
-    config::Bootstrap,
+    config::{Bootstrap, Timeouts},
     discovery::Discovery,
     endpoint::Role,
     local::{self, Token},
@@ -20,6 +20,7 @@ use lca::{
     specs::{self, Specs},
 };
 use lca_allocator::Allocator;
+use lca_ingress::Ingress;
 use lca_manager::Manager;
 use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Connections of this machine's programs at once, by the socket and by TCP each.
     pub max_programs: usize,
+    /// How long requests may take.
+    pub timeouts: Timeouts,
     /// Whether to listen where other machines can connect. Until a network has members,
     /// whoever can connect is one.
     pub insecure_open_network: bool,
@@ -95,6 +98,7 @@ impl Settings {
             ephemeral: false,
             max_connections: limits::MOST,
             max_programs: local::CONNECTIONS,
+            timeouts: Timeouts::default(),
             insecure_open_network: false,
             links: Links::default(),
             timing: lca_node::Timing::default(),
@@ -321,6 +325,16 @@ impl Base {
         let Self { tasks, node, manager, health, dir, .. } = self;
         Ok(Running { tasks, node, manager, health, token, addresses, _dir: dir })
     }
+}
+
+/// Whether every request at `ingress` could end since it had cut off `before`. One that could
+/// not is said in the log.
+pub(crate) fn none_cut(ingress: &Ingress, before: u64) -> bool {
+    let cut = ingress.cut().saturating_sub(before);
+    if cut > 0 {
+        tracing::warn!(cut, "requests did not end in time and were cut off");
+    }
+    cut == 0
 }
 
 /// A daemon that runs.

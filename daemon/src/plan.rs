@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use lca::{
     Error, Kind, Requirements, Result, ServiceName,
-    config::{self, BOOTSTRAPS_ENV, Bootstrap, Config},
+    config::{self, BOOTSTRAPS_ENV, Bootstrap, Config, Timeouts},
     local,
     workers::{WORKERS_ENV, Workers},
 };
@@ -87,6 +87,8 @@ pub struct Read {
     pub requirements: Requirements,
     /// Threads to work with.
     pub workers: Option<Workers>,
+    /// How long requests may take.
+    pub timeouts: Timeouts,
 }
 
 impl Source {
@@ -101,7 +103,8 @@ impl Source {
         let bootstraps = config::bootstraps(&self.flags, &config.bootstraps, environment)?;
         let (flag, variable) = &self.workers;
         let workers = Workers::choose(*flag, config.workers, variable.as_deref())?;
-        Ok(Read { file, bootstraps, requirements: config.requirements, workers })
+        let Config { requirements, timeouts, .. } = config;
+        Ok(Read { file, bootstraps, requirements, workers, timeouts })
     }
 
     /// Whether bootstraps were typed, so that those of the file are not used.
@@ -158,6 +161,7 @@ pub fn plan<C: Command>(
     let fits = limits::Room::of(environment.descriptors.count, 1);
     settings.max_connections = fits.connections;
     settings.max_programs = fits.programs;
+    settings.timeouts = read.timeouts;
     let http = lca_proxy::Config { max_connections: fits.connections, ..Default::default() };
     let plan = match command.own() {
         Own::Registry => Plan::Registry(Box::new(settings)),
@@ -343,6 +347,7 @@ impl Plan {
             requirements: settings.requirements,
             bootstraps: settings.bootstraps.clone(),
             workers: read.workers,
+            timeouts: read.timeouts,
         };
         let config = serde_json::from_str(&config.to_json()).unwrap_or(Value::Null);
         let identity = if settings.ephemeral { "ephemeral".into() } else { path(&settings.key()) };

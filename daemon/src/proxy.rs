@@ -13,7 +13,7 @@ use lca_node::{
 use lca_proxy::Front;
 
 use crate::{
-    base::{Addresses, Base, Running, Settings},
+    base::{self, Addresses, Base, Running, Settings},
     data::DataDir,
     external::Representative,
 };
@@ -44,8 +44,11 @@ pub struct External {
 #[derive(Debug)]
 pub struct App {
     running: Running,
-    external: Option<Representative>,
+    external: Option<Outside>,
 }
+
+/// What is represented, and the way in to it.
+type Outside = (Representative, Ingress);
 
 impl App {
     /// Binds every socket, then starts.
@@ -57,19 +60,24 @@ impl App {
         let also = config.external.as_ref().map(|_| Role::External);
         let roles: Vec<_> = [Role::Proxy].into_iter().chain(also).collect();
         let base = Base::bind_as(&config.settings, Role::Proxy, &roles, dir).await?;
+        let mut http = config.http;
+        http.keep_to(&config.settings.timeouts);
         let front =
-            Front::bind(config.front, config.http, base.manager.clone(), base.node.clone()).await?;
+            Front::bind(config.front, http, base.manager.clone(), base.node.clone()).await?;
         let address = front.address();
         let local = base.bind_local(&config.settings, address.port())?;
         let mut grpc = base.peer_routes().add_service(base.manager.specs_server());
         let mut http: Option<Arc<dyn ServeHttp>> = None;
         let external = config.external.map(|what| {
-            let ingress = Ingress::new(lca_ingress::Config::default(), base.metrics.clone());
+            let takes = lca_ingress::Config::keeping_to(&config.settings.timeouts);
+            let ingress = Ingress::new(takes, base.metrics.clone());
             http = Some(Arc::new(ingress.clone()));
             let (specs, discovery) = (base.specs.clone(), Arc::new(base.node.clone()));
-            Representative::start(what, specs, discovery, ingress, &base.spawner)
+            let spawner = &base.spawner;
+            let outside = Representative::start(what, specs, discovery, ingress.clone(), spawner);
+            (outside, ingress)
         });
-        if let Some(external) = &external {
+        if let Some((external, _)) = &external {
             grpc = grpc.add_service(external.instances_server());
         }
         front.serve(&base.spawner);
@@ -101,13 +109,14 @@ impl App {
         self.running.failed().await;
     }
 
-    /// Stops. True if nothing had to be forced.
+    /// Stops. True if nothing had to be forced and no request was cut off.
     pub async fn drain(self) -> bool {
         let Self { running, external } = self;
         running.leave();
-        if let Some(external) = external {
-            external.leave().await;
-        }
-        running.drain().await
+        let Some((external, ingress)) = external else { return running.drain().await };
+        let before = ingress.cut();
+        external.leave().await;
+        let in_time = running.drain().await;
+        in_time && base::none_cut(&ingress, before)
     }
 }

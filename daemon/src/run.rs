@@ -210,6 +210,9 @@ fn say_what_changed(before: &Read, after: &Read, source: &Source) {
     if before.workers != after.workers {
         tracing::info!("not changed before a restart: the worker threads");
     }
+    if before.timeouts != after.timeouts {
+        tracing::info!("not changed before a restart: the time-outs of requests");
+    }
     if source.has_flags() {
         tracing::info!("not changed: the bootstraps, which were given by --bootstrap");
     }

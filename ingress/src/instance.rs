@@ -370,6 +370,7 @@ impl Drop for Registration {
         self.ingress.forget(self.instance.local.instance);
         self.instance.state.send_modify(|state| {
             state.gone = true;
+            self.ingress.cut.fetch_add(state.open.len() as u64, Ordering::Relaxed);
             for end in state.open.values() {
                 end.notify_one();
             }

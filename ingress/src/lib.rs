@@ -13,12 +13,15 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use lca::{Error, InstanceId, Kind, PeerId, Result, metrics::Metrics};
+use lca::{Error, InstanceId, Kind, PeerId, Result, config::Timeouts, metrics::Metrics};
 use lca_node::{
     h1,
     mesh::{Alpn, ServeHttp, Stream},
@@ -37,6 +40,21 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Towards the instances.
     pub instances: h1::Config,
+}
+
+impl Config {
+    /// The default, with what a configuration file says of times. A front that is told the
+    /// same strikes first: it is the one that can tell its client.
+    pub fn keeping_to(timeouts: &Timeouts) -> Self {
+        let Timeouts { connect, answer, quiet, .. } = *timeouts;
+        let mut config = Self::default();
+        let longer = |time: Option<Duration>| time.map(|time| time + time / 10);
+        let h1::Config { head, quiet: silence, .. } = config.instances;
+        config.instances.connect = connect.unwrap_or(config.instances.connect);
+        config.instances.head = longer(answer).unwrap_or(head);
+        config.instances.quiet = longer(quiet).unwrap_or(silence);
+        config
+    }
 }
 
 impl Default for Config {
@@ -71,13 +89,22 @@ struct Shared {
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pool: h1::Pool<Loopback>,
     metrics: Metrics,
+    /// Requests that were cut off because their instance went, since the beginning.
+    cut: AtomicU64,
 }
 
 impl Ingress {
     /// One that knows no instance yet, and counts in `metrics`.
     pub fn new(config: Config, metrics: Metrics) -> Self {
         let pool = h1::Pool::new(Loopback, config.instances);
-        Self { shared: Arc::new(Shared { config, instances: Mutex::default(), pool, metrics }) }
+        let (instances, cut) = (Mutex::default(), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { config, instances, pool, metrics, cut }) }
+    }
+
+    /// Requests cut off so far because their instance was given up with them open. Whoever
+    /// stops looks before and after, to say whether all could end.
+    pub fn cut(&self) -> u64 {
+        self.shared.cut.load(Ordering::Relaxed)
     }
 
     /// Makes an instance reachable for as long as the registration is held.

@@ -39,11 +39,12 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use lca::{
-    InstanceId, RequestId, Requirements, ServiceHash, ServiceName,
+    InstanceId, Limits, RequestId, Requirements, ServiceHash, ServiceName,
     api::proto::Step,
     endpoint::Endpoint,
     headers::{Load, Refusal},
     metrics::{self, Metrics},
+    specs::Cached,
 };
 use tokio::time::Instant;
 
@@ -95,6 +96,8 @@ pub struct Wish {
     pub repeatable: bool,
     /// Which request it is for, in our logs.
     pub request: Option<RequestId>,
+    /// What the service is, since when somebody asked: see [`Manager::resolve`].
+    pub(crate) resolved: Option<(Instant, Arc<Cached>)>,
 }
 
 impl Wish {
@@ -108,8 +111,23 @@ impl Wish {
             allocate: true,
             repeatable: true,
             request: None,
+            resolved: None,
         }
     }
+
+    /// Since when it is [resolved](Manager::resolve), if it is.
+    pub fn since(&self) -> Option<Instant> {
+        self.resolved.as_ref().map(|(since, _)| *since)
+    }
+}
+
+/// What is known of a service before it is known where its requests go.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What one request to it may be and take.
+    pub limits: Limits,
+    /// What it is counted under.
+    pub counted: Arc<metrics::Service>,
 }
 
 /// Where a request shall go.

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, Outcome, Target, Wish,
+    Config, Outcome, Resolved, Target, Wish,
     allocators::Allocators,
     cache::{Cache, Gate, Known},
     find::Seen,
@@ -137,6 +137,22 @@ impl Manager {
         *current = requirements;
     }
 
+    /// What one request to the service may be and take. `wish` knows what the service is from
+    /// then on, so that a [`pick`](Self::pick) for it asks nobody again.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]: no such service. [`Kind::Unavailable`], [`Kind::Timeout`]: nobody
+    /// said in time.
+    pub async fn resolve(&self, wish: &mut Wish) -> Result<Resolved> {
+        let since = Instant::now();
+        let spec = self.spec(wish).await?;
+        let resolved = Resolved { limits: spec.spec.limits, counted: self.counted(&spec) };
+        wish.resolved = Some((since, spec));
+        Ok(resolved)
+    }
+
     /// Where a request shall go: the nearest known instance within the hard limit that
     /// was not tried, else whatever a flight brings.
     ///
@@ -147,7 +163,7 @@ impl Manager {
     /// [`Kind::StartFailed`]: the program did not start, with its output.
     /// [`Kind::NoCapacity`], [`Kind::Unavailable`]: with what each allocator said.
     /// [`Kind::Timeout`]: not before the deadline; the work goes on.
-    pub async fn pick(&self, wish: Wish) -> Result<Target> {
+    pub async fn pick(&self, mut wish: Wish) -> Result<Target> {
         let mut again = false;
         loop {
             let mut wait = match self.way(&wish).await? {
@@ -171,6 +187,7 @@ impl Manager {
                 }
                 Err(error) if !again && self.is_outdated(&wish, wait.hash, &error).await => {
                     again = true;
+                    wish.resolved = None;
                 }
                 Err(error) => return Err(not_started(error)),
             }
@@ -219,8 +236,11 @@ impl Manager {
 
     /// What is known at once, or the flight that will tell.
     pub(crate) async fn way(&self, wish: &Wish) -> Result<Way> {
-        let since = Instant::now();
-        let spec = self.spec(wish).await?;
+        // Whoever has been elsewhere in vain may have been there for long.
+        let (since, spec) = match &wish.resolved {
+            Some((since, spec)) if wish.tried.is_empty() => (*since, spec.clone()),
+            _ => (Instant::now(), self.spec(wish).await?),
+        };
         let limits = self.inner.limits(&spec, wish.tighten);
         if let Some((known, ticket)) = self.known(&spec, &limits, wish) {
             return Ok(Way::Known(Target {

@@ -15,7 +15,7 @@ mod tunnel;
 
 pub use body::{Body, BoxError, Metered, Patient, empty, full};
 pub use io::Bounded;
-pub use pool::{Cause, Config, Connected, Dial, Failed, HeadAfter, Pool};
+pub use pool::{Cause, Config, Connected, Dial, Failed, HeadAfter, Pool, Waits};
 pub use tunnel::{After, Duplex, Joint, Switched, Tunnel};
 
 /// What [`mux`](crate::mux) has in common with this.

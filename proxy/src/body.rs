@@ -19,6 +19,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use lca::metrics::Counter;
 use lca_manager::UnderWay;
 use lca_node::h1::{self, Body, BoxError, Metered, Patient};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// The body of one request, for all its attempts.
 pub(crate) struct Upload<B> {
@@ -31,9 +32,16 @@ pub(crate) struct Upload<B> {
 pub(crate) enum Broke {
     /// What came is no body: somebody is there to be told.
     Malformed,
+    /// It is longer than its service takes: somebody is there to be told.
+    TooLong,
     /// Its source has gone, or is silent.
     Off,
 }
+
+/// A body was longer than its service takes.
+#[derive(Debug, thiserror::Error)]
+#[error("the body is longer than {0} bytes")]
+struct TooLong(u64);
 
 impl Broke {
     fn of(error: &BoxError) -> Self {
@@ -51,9 +59,14 @@ struct State<B> {
     source: Option<Patient<B>>,
     hint: SizeHint,
     hold: bool,
+    // Bytes that may still come.
+    room: u64,
+    most: u64,
     held: Vec<Bytes>,
     // Something was taken that is not held.
     lost: bool,
+    // Somebody waits for the client to send more.
+    starved: bool,
     failed: Option<Broke>,
     // The attempt that waits for the one before it to let go.
     waiting: Option<Waker>,
@@ -65,8 +78,8 @@ where
     B::Error: Into<BoxError>,
 {
     /// Holds the body if it says that it has at most `hold` bytes. Its source may be
-    /// silent for `quiet`.
-    pub(crate) fn new(body: B, hold: u64, quiet: Duration) -> Self {
+    /// silent for `quiet`; it fails when it turns out to have more than `most` bytes.
+    pub(crate) fn new(body: B, hold: u64, most: u64, quiet: Duration) -> Self {
         if body.is_end_stream() {
             return Self { state: None };
         }
@@ -76,8 +89,11 @@ where
             source: Some(Patient::new(body, quiet)),
             hint,
             hold,
+            room: most,
+            most,
             held: Vec::new(),
             lost: false,
+            starved: false,
             failed: None,
             waiting: None,
         };
@@ -100,6 +116,11 @@ where
             let state = lock(state);
             !state.lost && state.failed.is_none()
         })
+    }
+
+    /// Whether it is the client who is waited for.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| lock(state).starved)
     }
 
     /// How its source failed, if it did.
@@ -160,11 +181,19 @@ where
             state.waiting = Some(cx.waker().clone());
             return Poll::Pending;
         };
-        let frame = ready!(Pin::new(source).poll_frame(cx));
+        let frame = Pin::new(source).poll_frame(cx);
+        state.starved = frame.is_pending();
+        let frame = ready!(frame);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            this.bytes.inc_by(data.len() as u64);
+            let length = data.len() as u64;
+            this.bytes.inc_by(length);
+            let Some(room) = state.room.checked_sub(length) else {
+                state.failed = Some(Broke::TooLong);
+                return Poll::Ready(Some(Err(TooLong(state.most).into())));
+            };
+            state.room = room;
         }
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
@@ -208,12 +237,22 @@ impl<B> Drop for Attempt<B> {
 pub(crate) struct Download {
     inner: Metered<Body>,
     under_way: Option<UnderWay>,
+    // When it breaks off, wherever it is then.
+    until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Download {
-    pub(crate) fn new(inner: Body, bytes: Counter, under_way: UnderWay) -> Self {
-        let under_way = (!inner.is_end_stream()).then_some(under_way);
-        Self { inner: Metered::new(inner, bytes), under_way }
+    /// Passes `inner` on, whose bytes are counted in `bytes`, until it ends or `until` is here.
+    pub(crate) fn new(
+        inner: Body,
+        bytes: Counter,
+        under_way: UnderWay,
+        until: Option<Instant>,
+    ) -> Self {
+        let more = !inner.is_end_stream();
+        let under_way = more.then_some(under_way);
+        let until = until.filter(|_| more).map(|until| Box::pin(sleep_until(until)));
+        Self { inner: Metered::new(inner, bytes), under_way, until }
     }
 }
 
@@ -225,7 +264,11 @@ impl HttpBody for Download {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let late = self.until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
+        let frame = match late {
+            true => Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())),
+            false => ready!(Pin::new(&mut self.inner).poll_frame(cx)),
+        };
         if self.inner.is_end_stream() || !matches!(frame, Some(Ok(_))) {
             self.under_way = None;
         }
@@ -260,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_body_can_be_sent_from_its_beginning_again_and_again() {
-        let upload = Upload::new(Full::new(Bytes::from_static(b"small")), 5, STALL);
+        let upload = Upload::new(Full::new(Bytes::from_static(b"small")), 5, u64::MAX, STALL);
         for _ in 0..3 {
             assert!(upload.is_whole());
             let attempt = upload.attempt(&bytes());
@@ -271,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_whole_until_some_of_it_is_taken() {
-        let upload = Upload::new(Full::new(Bytes::from_static(b"larger")), 5, STALL);
+        let upload = Upload::new(Full::new(Bytes::from_static(b"larger")), 5, u64::MAX, STALL);
         drop(upload.attempt(&bytes()));
         assert!(upload.is_whole());
         assert_eq!(all(upload.attempt(&bytes())).await, "larger");
@@ -283,7 +326,7 @@ mod tests {
         let frames = ["a", "b"].map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from(text))));
         let body = Sized(StreamBody::new(stream::iter(frames)));
         assert_eq!(body.size_hint().exact(), Some(2));
-        let upload = Upload::new(body, 5, STALL);
+        let upload = Upload::new(body, 5, u64::MAX, STALL);
         let mut first = upload.attempt(&bytes());
         first.frame().await.unwrap().unwrap();
         let mut second = upload.attempt(&bytes());
@@ -295,11 +338,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_turns_out_too_long_breaks_off_where_it_does() {
+        let body = || {
+            let frames = ["ab", "c", "d"].map(|text| Frame::data(Bytes::from(text)));
+            StreamBody::new(stream::iter(frames.map(Ok::<_, BoxError>)))
+        };
+        let upload = Upload::new(body(), 5, 4, STALL);
+        assert_eq!(all(upload.attempt(&bytes())).await, "abcd", "as long as may be");
+        let upload = Upload::new(body(), 5, 3, STALL);
+        let mut attempt = upload.attempt(&bytes());
+        assert_eq!(attempt.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert_eq!(attempt.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
+        assert!(attempt.frame().await.unwrap().is_err());
+        assert_eq!(upload.failed(), Some(Broke::TooLong));
+        assert!(!upload.is_whole());
+    }
+
+    #[tokio::test]
     async fn no_body_is_always_whole_and_a_broken_one_never() {
-        let none = Upload::new(Full::new(Bytes::new()), 5, STALL);
+        let none = Upload::new(Full::new(Bytes::new()), 5, u64::MAX, STALL);
         assert!(none.is_whole() && none.attempt(&bytes()).is_end_stream());
         let frames = [Err::<Frame<Bytes>, BoxError>("reset".into())];
-        let upload = Upload::new(StreamBody::new(stream::iter(frames)), 5, STALL);
+        let upload = Upload::new(StreamBody::new(stream::iter(frames)), 5, u64::MAX, STALL);
         assert!(upload.attempt(&bytes()).collect().await.is_err());
         assert_eq!(upload.failed(), Some(Broke::Off));
         assert!(!upload.is_whole());

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use lca::{
     Error, Kind, PeerId, RequestId, Result,
     endpoint::Endpoint,
@@ -13,10 +13,10 @@ use lca::{
     mesh::Mesh as _,
     metrics::{Counter, Ended, Exchange},
 };
-use lca_manager::{Manager, Outcome, Target, UnderWay, Wish};
+use lca_manager::{Manager, Outcome, Resolved, Target, UnderWay, Wish};
 use lca_node::{
     Node,
-    h1::{self, After, Body, Failed, HeadAfter, Joint},
+    h1::{self, After, Body, Failed, HeadAfter, Joint, Waits},
     mesh, mux,
 };
 use tokio::time::{Instant, timeout_at};
@@ -24,17 +24,17 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     Config,
     body::{Broke, Download, Upload},
+    budget::Budgets,
     debug::Trace,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
     rewrite,
-    route::{Route, route},
+    route::{Route, Way, route},
+    times::Times,
     upgrade::Upgrade,
+    verdict::{explain, late, outcome, way},
 };
 
-/// When to come again after a moment's trouble: by then another instance is known, or
-/// this one is gone from what is known.
-const MOMENT: Duration = Duration::from_secs(1);
 /// Beyond the deadline that [`Manager::pick`] was given, which it keeps by itself.
 const PICK_MARGIN: Duration = Duration::from_secs(1);
 
@@ -64,6 +64,7 @@ pub(crate) struct Forward {
     node: Node,
     hop: mux::Hop<Peers, Peers>,
     via: Via,
+    budgets: Budgets,
 }
 
 /// Who sent a request, and where it came in.
@@ -71,6 +72,19 @@ pub(crate) struct Forward {
 pub(crate) struct Client {
     pub(crate) from: SocketAddr,
     pub(crate) own: SocketAddr,
+}
+
+/// A request that is understood, and what it may take.
+struct Asked<'a> {
+    id: &'a RequestId,
+    parts: request::Parts,
+    upload: &'a Upload<Incoming>,
+    upgrade: Option<Upgrade>,
+    way: Way,
+    wish: Wish,
+    times: Times,
+    /// When it and its answer are to be over.
+    until: Option<Instant>,
 }
 
 /// The request itself broke off: nobody is there to be answered.
@@ -93,6 +107,7 @@ impl From<Broke> for Stopped {
             Broke::Malformed => {
                 Error::new(Kind::InvalidArgument, "the body of the request is malformed").into()
             }
+            Broke::TooLong => Error::new(Kind::TooLarge, "the body is longer than may be").into(),
         }
     }
 }
@@ -108,7 +123,7 @@ impl Forward {
         let via = Via::new(node.peer());
         let [many, one] = [mesh::Alpn::Mux, mesh::Alpn::H1].map(|alpn| Peers(node.clone(), alpn));
         let hop = mux::Hop::new(many, one, config.peers);
-        Self { config, manager, node, hop, via }
+        Self { config, manager, node, hop, via, budgets: Budgets::default() }
     }
 
     /// Answers one request; what went wrong on our side is `problem+json`. An error
@@ -142,7 +157,8 @@ impl Forward {
                     problem.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
                 }
                 // What one reader took for an error another may have read on from.
-                if error.kind() == Kind::InvalidArgument {
+                let unread = [Kind::InvalidArgument, Kind::TooLarge, Kind::TooSlow];
+                if unread.contains(&error.kind()) {
                     let close = HeaderValue::from_static("close");
                     problem.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -165,7 +181,7 @@ impl Forward {
         trace: &mut Option<Trace>,
         after: &After,
     ) -> Result<(Response<Body>, Ended), Stopped> {
-        let mut upgrade = Upgrade::of(&mut request);
+        let upgrade = Upgrade::of(&mut request);
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT && upgrade.is_none() {
             return Err(Error::new(Kind::NotAllowed, "CONNECT needs HTTP/1.1 here").into());
@@ -179,8 +195,11 @@ impl Forward {
             }
         };
         exchange.named(&service);
-        let deadline = Instant::now() + self.config.start;
-        let mut wish = Wish::new(service, deadline);
+        let begun = Instant::now();
+        let asked = headers::timeout(&parts.headers)?;
+        let own = [Some(self.config.start), self.config.request, asked];
+        let found = own.into_iter().flatten().min().unwrap_or(self.config.start);
+        let mut wish = Wish::new(service, begun + found);
         wish.request = Some(id.clone());
         wish.tighten = headers::tightening(&parts.headers)?;
         *trace = Trace::of(&parts.headers)?;
@@ -191,13 +210,49 @@ impl Forward {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut parts);
         }
-        let Config { hold, peers, attempts, refusals, .. } = self.config;
-        let upload = Upload::new(body, hold, peers.quiet);
+        let Resolved { limits, counted } = self.manager.resolve(&mut wish).await?;
+        exchange.is_for(&counted);
+        let times = Times::of(&self.config, &limits, asked);
+        let most = limits.max_body.unwrap_or(u64::MAX);
+        if body.size_hint().lower() > most {
+            let text = format!("{} takes bodies of at most {most} bytes", wish.service);
+            return Err(Error::new(Kind::TooLarge, text).into());
+        }
+        let upload = Upload::new(body, self.config.hold, most, times.waits.quiet);
         wish.repeatable = upload.stays_whole() && is_idempotent(&parts.method);
+        let Some(time) = times.request else {
+            let asked =
+                Asked { id, parts, upload: &upload, upgrade, way, wish, times, until: None };
+            return self.send(asked, trace, after).await;
+        };
+        let until = begun + time;
+        wish.deadline = wish.deadline.min(until);
+        let service = wish.service.clone();
+        let asked =
+            Asked { id, parts, upload: &upload, upgrade, way, wish, times, until: Some(until) };
+        let sent = timeout_at(until, self.send(asked, trace, after)).await;
+        sent.unwrap_or_else(|_| Err(late(&service, time, upload.is_starved()).into()))
+    }
+
+    /// Sends a request until somebody answers it, as far as it may be sent again.
+    async fn send(
+        &self,
+        asked: Asked<'_>,
+        trace: &mut Option<Trace>,
+        after: &After,
+    ) -> Result<(Response<Body>, Ended), Stopped> {
+        let Asked { id, mut parts, upload, mut upgrade, way, mut wish, times, until } = asked;
+        if let Some(waits) = times.unusual(&self.config) {
+            parts.extensions.insert(waits);
+        }
+        let Config { attempts, refusals, .. } = self.config;
+        let deadline = wish.deadline;
+        let mut since = wish.since();
         let (mut before, mut last) = (None, None);
         let (mut unseen, mut seen) = (0, 0);
         loop {
-            let begun = trace.is_some().then(Instant::now);
+            // The first began when it was asked what the service is.
+            let begun = trace.is_some().then(|| since.take().unwrap_or_else(Instant::now));
             let target = match self.pick(wish.clone()).await {
                 Ok(target) => target,
                 // Nowhere else to go. If an application has had the request, that it
@@ -210,9 +265,9 @@ impl Forward {
                 trace.picked(begun.elapsed(), &target);
                 Instant::now()
             });
-            exchange.is_for(&target.counted);
-            if let Some(trouble) = last {
-                self.retried(&target, trouble);
+            match last {
+                Some(trouble) => self.retried(&target, trouble),
+                None => self.budgets.asked(target.counted.label(), Instant::now()),
             }
             let counted = target.counted.at_front();
             let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
@@ -226,7 +281,7 @@ impl Forward {
                             && let Some((told, server)) = upgrade.agreed(&mut answer)
                         {
                             let bytes = [counted.upload.clone(), counted.download.clone()];
-                            let (client, quiet) = (upgrade.client, peers.quiet);
+                            let (client, quiet) = (upgrade.client, times.waits.quiet);
                             let joint = Joint { client, server, bytes, quiet };
                             after.set(joint.holding(under_way));
                             return Ok((told, Ended::Answered(answer.status())));
@@ -236,7 +291,7 @@ impl Forward {
                         }
                         let ended = Ended::Answered(answer.status());
                         let bytes = counted.download.clone();
-                        let mut told = to_client(answer, bytes, under_way);
+                        let mut told = to_client(answer, bytes, under_way, until);
                         rewrite::inside(told.headers_mut(), &wish.service, way);
                         return Ok((told, ended));
                     }
@@ -268,6 +323,11 @@ impl Forward {
                 && unseen < refusals
                 && Instant::now() < deadline;
             if !again {
+                return Err(error.into());
+            }
+            if trouble.costs() && !self.budgets.spend(target.counted.label(), Instant::now()) {
+                let denied = &self.manager.metrics().front.retries_denied;
+                denied.with_label_values(&[target.counted.label()]).inc();
                 return Err(error.into());
             }
             let busy = trouble == Trouble::Busy;
@@ -317,69 +377,30 @@ impl Forward {
     }
 }
 
-/// How long a request was on the way: not what the application took, nor the queue before
-/// it. That much of it is the other side's word; a peer that says too much for it to be
-/// true has said nothing.
-fn way(HeadAfter(after): HeadAfter, load: &Load) -> Option<Duration> {
-    after.checked_sub(load.app)?.checked_sub(load.queue)
-}
-
-fn outcome(trouble: Trouble) -> Outcome {
-    match trouble {
-        Trouble::Refused(refusal) => Outcome::Refused(refusal),
-        Trouble::NotSent => Outcome::Unreachable,
-        Trouble::Busy => Outcome::Busy,
-        Trouble::Silent | Trouble::Garbled | Trouble::Late => Outcome::Broken,
-    }
-}
-
-/// The sentence for a client whose request ends with this.
-fn explain(target: &Target, trouble: Trouble, cause: Option<Error>) -> Error {
-    let Target { service, instance, endpoint, .. } = target;
-    let (instance, peer) = (instance.short(), endpoint.peer.short());
-    let who = format!("instance {instance} of {service} on peer {peer}");
-    let unavailable = |text: String| Error::new(Kind::Unavailable, text).retry_after(MOMENT);
-    let error = match trouble {
-        Trouble::Refused(Refusal::Draining) => unavailable(format!("{who} is stopping")),
-        Trouble::Refused(Refusal::Unknown) => unavailable(format!("{who} is gone")),
-        Trouble::Refused(Refusal::Overloaded) => {
-            Error::new(Kind::NoCapacity, format!("{who} is overloaded")).retry_after(MOMENT)
-        }
-        Trouble::Busy => {
-            let text = format!("no connection to peer {peer} with {who} was free in time");
-            Error::new(Kind::NoCapacity, text).retry_after(MOMENT)
-        }
-        Trouble::NotSent => unavailable(format!("peer {peer} with {who} cannot be reached")),
-        Trouble::Silent => {
-            Error::new(Kind::BadGateway, format!("{who} broke off without an answer"))
-        }
-        Trouble::Garbled => {
-            Error::new(Kind::BadGateway, format!("{who} answered what is not HTTP"))
-        }
-        Trouble::Late => Error::new(Kind::Timeout, format!("{who} did not answer in time")),
-    };
-    match cause {
-        Some(cause) => error.because(cause),
-        None => error,
-    }
-}
-
 /// The request as it goes to ingress. The headers are kept for another attempt.
 fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<Body> {
     let mut request = Request::new(body);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
+    if let Some(waits) = parts.extensions.get::<Waits>() {
+        request.extensions_mut().insert(*waits);
+    }
     request.headers_mut().insert(SERVICE, target.hash.to_header());
     request.headers_mut().insert(INSTANCE, target.instance.to_header());
     request
 }
 
-fn to_client(answer: Response<Body>, bytes: Counter, under_way: UnderWay) -> Response<Body> {
+fn to_client(
+    answer: Response<Body>,
+    bytes: Counter,
+    under_way: UnderWay,
+    until: Option<Instant>,
+) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     headers::for_client(&mut parts.headers);
-    Response::from_parts(parts, Download::new(body, bytes, under_way).boxed_unsync())
+    Response::from_parts(parts, Download::new(body, bytes, under_way, until).boxed_unsync())
 }
 
 fn redirect(location: HeaderValue) -> Response<Body> {
@@ -387,23 +408,4 @@ fn redirect(location: HeaderValue) -> Response<Body> {
     *answer.status_mut() = StatusCode::PERMANENT_REDIRECT;
     answer.headers_mut().insert(header::LOCATION, location);
     answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_ours_is_not_held_against_the_peer() {
-        assert_eq!(outcome(Trouble::Busy), Outcome::Busy);
-        assert_eq!(outcome(Trouble::NotSent), Outcome::Unreachable);
-    }
-
-    #[test]
-    fn a_way_is_what_neither_the_application_nor_a_queue_took() {
-        let ms = Duration::from_millis;
-        let load = Load { app: ms(30), queue: ms(5), ..Load::default() };
-        assert_eq!(way(HeadAfter(ms(50)), &load), Some(ms(15)));
-        assert_eq!(way(HeadAfter(ms(34)), &load), None, "it cannot have taken so long");
-    }
 }

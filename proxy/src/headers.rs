@@ -9,6 +9,7 @@ use lca_node::h1::hygiene;
 
 const SOFT_RTT: HeaderName = HeaderName::from_static("lca-soft-rtt");
 const HARD_RTT: HeaderName = HeaderName::from_static("lca-hard-rtt");
+const TIMEOUT: HeaderName = HeaderName::from_static("lca-timeout");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -17,6 +18,9 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// What an RTT header can say, beyond which it is a mistake.
 const LONGEST_RTT: Duration = Duration::from_secs(60);
 
+/// What the header with a request's time can say, beyond which it is a mistake.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What a client demands of the distance, on top of what holds anyway.
 ///
 /// # Errors
@@ -24,7 +28,7 @@ const LONGEST_RTT: Duration = Duration::from_secs(60);
 pub fn tightening(headers: &HeaderMap) -> Result<Requirements> {
     let read = |name: HeaderName| {
         let Some(value) = headers.get(&name) else { return Ok(None) };
-        let rtt = value.to_str().ok().and_then(duration);
+        let rtt = value.to_str().ok().and_then(|text| duration(text, LONGEST_RTT));
         rtt.map(Some).ok_or_else(|| {
             Error::new(Kind::InvalidArgument, format!("{name} must be like 50ms, at most 60s"))
         })
@@ -32,8 +36,26 @@ pub fn tightening(headers: &HeaderMap) -> Result<Requirements> {
     Ok(Requirements { soft: read(SOFT_RTT)?, hard: read(HARD_RTT)? })
 }
 
+/// How long a client waits for all of its answer, if it says so. It can only shorten what
+/// holds anyway.
+///
+/// # Errors
+/// `InvalidArgument` naming the header.
+pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
+    let mut values = headers.get_all(&TIMEOUT).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let time = value.to_str().ok().and_then(|text| duration(text, LONGEST_TIMEOUT));
+    match time {
+        Some(time) if values.next().is_none() => Ok(Some(time)),
+        _ => Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{TIMEOUT} must be one time like 250ms or 5s, at most 86400s"),
+        )),
+    }
+}
+
 /// `50ms`, `1s`, `800us`.
-fn duration(text: &str) -> Option<Duration> {
+fn duration(text: &str, longest: Duration) -> Option<Duration> {
     let unit = text.find(|c: char| !c.is_ascii_digit())?;
     let (digits, unit) = text.split_at(unit);
     let number: u64 = digits.parse().ok()?;
@@ -43,7 +65,7 @@ fn duration(text: &str) -> Option<Duration> {
         "s" => Duration::from_secs(number),
         _ => return None,
     };
-    (!duration.is_zero() && duration <= LONGEST_RTT).then_some(duration)
+    (!duration.is_zero() && duration <= longest).then_some(duration)
 }
 
 /// Whether a client expects no more than to be asked for its body.
@@ -243,6 +265,25 @@ mod tests {
             assert!(read(text).is_err(), "{text:?}");
         }
         assert_eq!(tightening(&HeaderMap::new()).unwrap(), Requirements::default());
+    }
+
+    #[test]
+    fn a_time_is_one_number_with_a_unit() {
+        let read = |texts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for text in texts {
+                headers.append(TIMEOUT, HeaderValue::from_static(text));
+            }
+            timeout(&headers)
+        };
+        assert_eq!(read(&[]).unwrap(), None);
+        assert_eq!(read(&["250ms"]).unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(read(&["86400s"]).unwrap(), Some(LONGEST_TIMEOUT));
+        for texts in [&["5"][..], &["0ms"], &["86401s"], &["-1s"], &["1s, 2s"], &["1s", "1s"]] {
+            let said = read(texts).unwrap_err();
+            assert_eq!(said.kind(), Kind::InvalidArgument, "{texts:?}");
+            assert!(said.public().contains("lca-timeout must be"), "{said}");
+        }
     }
 
     proptest! {

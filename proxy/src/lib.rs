@@ -9,6 +9,7 @@
 //! A connection may leave HTTP by an upgrade or `CONNECT`; its bytes then pass as they are.
 
 mod body;
+mod budget;
 mod debug;
 mod forward;
 mod front;
@@ -18,10 +19,13 @@ mod retry;
 pub mod rewrite;
 pub mod route;
 mod socket;
+mod times;
 mod upgrade;
+mod verdict;
 
 use std::time::Duration;
 
+use lca::config::Timeouts;
 use lca_node::h1;
 
 pub use front::Front;
@@ -48,6 +52,8 @@ pub struct Config {
     pub hold: u64,
     /// How long open requests get to finish once the front was asked to stop.
     pub grace: Duration,
+    /// From the head of a request to the last byte of its answer; none for no limit.
+    pub request: Option<Duration>,
     /// Towards peers. `head` is what a long poll may take, `quiet` a stream of events or
     /// an upload: give them longer ones if services here need more than five minutes.
     /// `stall` holds for clients that take nothing, too.
@@ -55,6 +61,18 @@ pub struct Config {
     /// Whether to listen where other machines can reach it. Nothing but the address
     /// guards a front.
     pub allow_non_loopback: bool,
+}
+
+impl Config {
+    /// Takes up what a configuration file says of times.
+    pub fn keep_to(&mut self, timeouts: &Timeouts) {
+        let Timeouts { header, connect, answer, quiet, request } = *timeouts;
+        self.header = header.unwrap_or(self.header);
+        self.peers.connect = connect.unwrap_or(self.peers.connect);
+        self.peers.head = answer.unwrap_or(self.peers.head);
+        self.peers.quiet = quiet.unwrap_or(self.peers.quiet);
+        self.request = request.or(self.request);
+    }
 }
 
 impl Default for Config {
@@ -67,6 +85,7 @@ impl Default for Config {
             attempts: 3,
             refusals: 64,
             hold: 64 << 10,
+            request: None,
             grace: Duration::from_secs(30),
             peers: h1::Config {
                 connect: Duration::from_secs(3),

@@ -36,6 +36,17 @@ impl Trouble {
             }
     }
 
+    /// Whether another attempt after this one is paid for out of the budget: it could go on
+    /// failing so for ever. An instance that is gone is not asked twice by anybody.
+    pub(crate) const fn costs(self) -> bool {
+        match self {
+            Self::Refused(Refusal::Overloaded) | Self::Busy | Self::Silent => true,
+            Self::Refused(Refusal::Draining | Refusal::Unknown) | Self::NotSent => false,
+            // Never followed by another.
+            Self::Garbled | Self::Late => true,
+        }
+    }
+
     /// The word it is counted under.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

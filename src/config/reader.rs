@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Bootstrap, Config,
+    Bootstrap, Config, Timeouts,
     json::{Object, Problems, Ranged as _, Value, describe},
 };
 use crate::{
@@ -11,9 +11,14 @@ use crate::{
     workers::{MAX_WORKERS, Workers},
 };
 
+/// A day in milliseconds, as in specs: whoever means for ever should have to say which.
+const MAX_TIMEOUT_MS: u32 = 24 * 60 * 60 * 1000;
+
+const KEYS: &[&str] = &["Perf", "Bootstraps", "WorkerThreads", "Timeouts"];
+
 pub(super) fn config(root: &Value<'_>, problems: &mut Problems) -> Config {
     let mut config = Config::default();
-    let Some(root) = problems.object(root, "", &["Perf", "Bootstraps", "WorkerThreads"]) else {
+    let Some(root) = problems.object(root, "", KEYS) else {
         return config;
     };
     if let Some(perf) = root.get("Perf")
@@ -39,33 +44,55 @@ pub(super) fn config(root: &Value<'_>, problems: &mut Problems) -> Config {
     if let Some(workers) = root.get("WorkerThreads") {
         config.workers = read_workers(&workers.value, problems);
     }
+    if let Some(timeouts) = root.get("Timeouts") {
+        config.timeouts = read_timeouts(&timeouts.value, problems);
+    }
     config
+}
+
+fn read_timeouts(value: &Value<'_>, problems: &mut Problems) -> Timeouts {
+    let mut timeouts = Timeouts::default();
+    let keys = timeouts.each().map(|(key, _)| key);
+    let Some(object) = problems.object(value, "Timeouts", &keys) else { return timeouts };
+    let mut read = |key: &str| {
+        let time = &object.get(key)?.value;
+        whole(time, &format!("Timeouts.{key}"), MAX_TIMEOUT_MS, problems)
+    };
+    timeouts.header = read("Header");
+    timeouts.connect = read("Connect");
+    timeouts.answer = read("Answer");
+    timeouts.quiet = read("Quiet");
+    timeouts.request = read("Request");
+    timeouts
 }
 
 /// `{ "RTT": milliseconds }`, and where the number is.
 fn limit(perf: &Object<'_>, name: &str, problems: &mut Problems) -> Option<(usize, Duration)> {
     let path = format!("Perf.{name}");
     let rtt = problems.object(&perf.get(name)?.value, &path, &["RTT"])?.get("RTT")?;
-    let at = rtt.value.start();
+    let limit = whole(&rtt.value, &format!("{path}.RTT"), MAX_RTT_MS, problems)?;
+    Some((rtt.value.start(), limit))
+}
+
+/// A whole number of milliseconds from 1 to `most`.
+fn whole(value: &Value<'_>, path: &str, most: u32, problems: &mut Problems) -> Option<Duration> {
     // Digits alone: 1e3, 100.5 and -5 are numbers too, but no whole milliseconds.
-    let millis = match &rtt.value {
+    let millis = match value {
         Value::NumberLit(number) if number.value.bytes().all(|b| b.is_ascii_digit()) => {
-            number.value.parse().ok().filter(|millis| (1..=MAX_RTT_MS).contains(millis))
+            number.value.parse().ok().filter(|millis| (1..=most).contains(millis))
         }
         _ => None,
     };
     if millis.is_none() {
-        let found = match &rtt.value {
+        let found = match value {
             Value::NumberLit(number) => number.value.chars().take(20).collect::<String>(),
             other => describe(other).to_owned(),
         };
-        problems.add(
-            at,
-            &format!("{path}.RTT"),
-            format!("must be a whole number of milliseconds from 1 to {MAX_RTT_MS}, not {found}"),
-        );
+        let reason =
+            format!("must be a whole number of milliseconds from 1 to {most}, not {found}");
+        problems.add(value.start(), path, reason);
     }
-    millis.map(|millis: u32| (at, Duration::from_millis(millis.into())))
+    millis.map(|millis: u32| Duration::from_millis(millis.into()))
 }
 
 fn read_workers(value: &Value<'_>, problems: &mut Problems) -> Option<Workers> {

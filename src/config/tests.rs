@@ -72,7 +72,7 @@ fn each_defect_is_named_with_its_place() {
     refused("\u{feff}{}", "f:1:1: the file begins with a byte order mark");
     refused(
         "{\n  \"Pref\": {}\n}",
-        "f:2:3: Pref: is not known here; known are Perf, Bootstraps, WorkerThreads",
+        "f:2:3: Pref: is not known here; known are Perf, Bootstraps, WorkerThreads, Timeouts",
     );
     refused(r#"{"perf":{}}"#, "f:1:2: perf: is not known; did you mean Perf?");
     refused(r#"{"Perf":{},"Perf":{}}"#, "f:1:12: Perf: is there twice");
@@ -85,6 +85,12 @@ fn each_defect_is_named_with_its_place() {
         "f:1:18: WorkerThreads: must be a whole number from 1 to 1024, not 0",
     );
     refused(r#"{"WorkerThreads":"2"}"#, "WorkerThreads: must be a whole number");
+    refused(
+        r#"{"Timeouts":{"Answer":0}}"#,
+        "f:1:23: Timeouts.Answer: must be a whole number of milliseconds from 1 to 86400000, not 0",
+    );
+    refused(r#"{"Timeouts":{"Request":86400001}}"#, "Timeouts.Request: must be");
+    refused(r#"{"Timeouts":{"Idle":1}}"#, "known are Header, Connect, Answer, Quiet, Request");
     refused(r#"{"Bootstraps":"x"}"#, "f:1:15: Bootstraps: must be a list");
     refused(r#"{"Bootstraps":[7]}"#, "f:1:16: Bootstraps[0]: must be a string, not a number");
     refused(
@@ -209,7 +215,7 @@ proptest! {
     #[test]
     fn what_is_printed_is_read_back(
         limits in proptest::option::of((1u64..1000, 0u64..1000)), which in 0..4, keys: Vec<[u8; 32]>,
-        workers in 0u16..1100,
+        workers in 0u16..1100, time in proptest::option::of(1u64..86_400_001),
     ) {
         let ms = |limit| Some(Duration::from_millis(limit));
         let mut requirements = Requirements::default();
@@ -220,7 +226,9 @@ proptest! {
         let bootstraps = keys.into_iter().map(|key| Bootstrap {
             host: Host::Dns("seed.example".into()), port: 4001, peer: PeerId::from_public_key(key),
         }).collect();
-        let config = Config { requirements, bootstraps, workers: Workers::new(workers) };
+        let time = time.map(Duration::from_millis);
+        let timeouts = Timeouts { answer: time, request: time, ..Timeouts::default() };
+        let config = Config { requirements, bootstraps, workers: Workers::new(workers), timeouts };
         prop_assert_eq!(Config::parse("f", &config.to_json()).unwrap(), config);
     }
 }

@@ -40,6 +40,8 @@ pub enum Kind {
     Loop,
     /// It took longer than allowed.
     Timeout,
+    /// The client was too slow with its request.
+    TooSlow,
     /// Nobody who could do it can be reached now; nothing was done.
     Unavailable,
     /// The application broke off or answered what is not HTTP; it may have acted.
@@ -50,7 +52,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidArgument,
         Self::Misdirected,
         Self::NotAllowed,
@@ -66,6 +68,7 @@ impl Kind {
         Self::NoCapacity,
         Self::Loop,
         Self::Timeout,
+        Self::TooSlow,
         Self::Unavailable,
         Self::BadGateway,
         Self::Internal,
@@ -109,6 +112,7 @@ impl Kind {
             }
             Self::Loop => (Code::FailedPrecondition, StatusCode::LOOP_DETECTED, "loop"),
             Self::Timeout => (Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            Self::TooSlow => (Code::DeadlineExceeded, StatusCode::REQUEST_TIMEOUT, "too-slow"),
             Self::Unavailable => {
                 (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }

@@ -50,6 +50,8 @@ pub struct Front {
     pub(super) exchanges: Exchanges,
     /// By service and why the attempt before was in vain.
     pub retries: Counters,
+    /// By service.
+    pub retries_denied: Counters,
     /// By reason.
     pub refusals: Counters,
     /// Open ones.
@@ -193,6 +195,12 @@ impl Front {
                 &["service", "reason"],
                 &[],
                 "Attempts after the first, by why the one before was in vain.",
+            ),
+            retries_denied: families.counters(
+                "lca_front_retries_denied_total",
+                &["service"],
+                &[],
+                "Requests not sent again because too many of the service had been.",
             ),
             refusals: families.counters(
                 "lca_front_refusals_total",

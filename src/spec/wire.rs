@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use super::{MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec};
+use super::{Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec};
 use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
 
 /// Most arguments, and most environment entries, of one program.
@@ -14,6 +14,8 @@ const MAX_BYTES: usize = 64 << 10;
 const MAX_CPU_MILLIS: u32 = 10_000_000;
 /// A day: what is idle for longer may as well run for ever.
 const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// A day, as well: no client waits longer for one request.
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// What an instance is told by the allocator, which a spec may not overrule.
 const RESERVED: [&str; 6] =
     ["SERVICE_PORT", "PROXY_IP", "PROXY_PORT", BOOTSTRAPS_ENV, "LISTEN_FDS", "LISTEN_PID"];
@@ -91,6 +93,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
                 bytes => bytes,
             },
         };
+        let limits = limits(spec.limits.unwrap_or_default())?;
         Ok(Self {
             name,
             artifact,
@@ -111,6 +114,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
             max_instances: scale.max,
             target_concurrency: scale.target,
             placement: scale.placement,
+            limits,
             revision: spec.revision,
         })
     }
@@ -145,6 +149,7 @@ impl From<&Spec> for proto::ServiceSpec {
             max_instances: spec.max_instances.map_or(0, NonZeroU32::get),
             target_concurrency: spec.target_concurrency.map_or(0, NonZeroU32::get),
             placement: proto::Placement::from(spec.placement).into(),
+            limits: Some(spec.limits.into()),
             revision: spec.revision,
             service_hash: spec.hash().to_string(),
         }
@@ -159,6 +164,31 @@ impl From<Placement> for proto::Placement {
             Placement::Pack => Self::Pack,
         }
     }
+}
+
+impl From<Limits> for proto::Limits {
+    fn from(limits: Limits) -> Self {
+        let ms = |time: Option<Duration>| time.map_or(0, |time| time.as_millis() as u64);
+        Self {
+            max_body_bytes: limits.max_body.unwrap_or_default(),
+            answer_timeout_ms: ms(limits.answer),
+            quiet_timeout_ms: ms(limits.quiet),
+            request_timeout_ms: ms(limits.request),
+        }
+    }
+}
+
+fn limits(limits: proto::Limits) -> Result<Limits> {
+    let time = |field: &str, value: u64| {
+        let time = millis(field, value, Duration::ZERO, MAX_REQUEST_TIME)?;
+        Ok::<_, Error>((!time.is_zero()).then_some(time))
+    };
+    Ok(Limits {
+        max_body: (limits.max_body_bytes > 0).then_some(limits.max_body_bytes),
+        answer: time("limits.answer_timeout_ms", limits.answer_timeout_ms)?,
+        quiet: time("limits.quiet_timeout_ms", limits.quiet_timeout_ms)?,
+        request: time("limits.request_timeout_ms", limits.request_timeout_ms)?,
+    })
 }
 
 /// How many instances there are to be, and where.
@@ -302,6 +332,29 @@ mod tests {
         assert!(min_above_max.contains("min_instances is above max_instances"));
         assert!(refused(|s| s.target_concurrency = 1025).contains("above concurrency_limit"));
         assert!(refused(|s| s.placement = 99).contains("placement"));
+        type Time = fn(&mut proto::Limits) -> &mut u64;
+        let times: [(&str, Time); 3] = [
+            ("limits.answer_timeout_ms", |limits| &mut limits.answer_timeout_ms),
+            ("limits.quiet_timeout_ms", |limits| &mut limits.quiet_timeout_ms),
+            ("limits.request_timeout_ms", |limits| &mut limits.request_timeout_ms),
+        ];
+        for (field, time) in times {
+            let said = refused(|s| *time(s.limits.get_or_insert_default()) = 86_400_001);
+            assert!(said.contains(&format!("{field} is more than 86400000 ms")), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_a_request_may_be_and_take_survives_the_wire() {
+        let limits = proto::Limits {
+            max_body_bytes: 1,
+            answer_timeout_ms: 2,
+            quiet_timeout_ms: 3,
+            request_timeout_ms: 86_400_000,
+        };
+        let spec = Spec::try_from(proto::ServiceSpec { limits: Some(limits), ..least() }).unwrap();
+        assert_eq!(spec.limits.request, Some(MAX_REQUEST_TIME));
+        assert_eq!(Spec::try_from(proto::ServiceSpec::from(&spec)).unwrap(), spec);
     }
 
     #[test]

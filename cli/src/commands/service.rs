@@ -16,7 +16,7 @@ use crate::{
     output::Output,
     table::Table,
     units::{setting_millis, setting_size},
-    view::{ServiceSpec, short_digest},
+    view::{Limits, ServiceSpec, short_digest},
 };
 
 #[derive(Serialize)]
@@ -146,7 +146,23 @@ fn fields(spec: &ServiceSpec) -> Table {
     field("max instances", setting(spec.max_instances));
     field("target concurrency", setting(spec.target_concurrency));
     field("placement", placement(spec));
+    for (name, value) in limits(&spec.limits) {
+        field(name, value);
+    }
     table
+}
+
+/// What a request may be and take, in the words of `service add`.
+fn limits(limits: &Limits) -> [(&'static str, String); 4] {
+    let none_if_zero = |zero: bool, text: String| if zero { String::new() } else { text };
+    let ms = |ms: u64| none_if_zero(ms == 0, setting_millis(ms));
+    let body = limits.max_body_bytes;
+    [
+        ("max body", none_if_zero(body == 0, setting_size(body))),
+        ("answer timeout", ms(limits.answer_timeout_ms)),
+        ("quiet timeout", ms(limits.quiet_timeout_ms)),
+        ("request timeout", ms(limits.request_timeout_ms)),
+    ]
 }
 
 /// A number of which 0 means that there is none.

@@ -70,6 +70,10 @@ async fn a_service_is_uploaded_in_chunks_listed_shown_and_removed() {
     max instances       -
     target concurrency  -
     placement           nearest
+    max body            -
+    answer timeout      -
+    quiet timeout       -
+    request timeout     -
     ");
     let json = daemon.run("service get hello -o json").await.json();
     assert_eq!(json["spec"]["requirements"]["soft_rtt_ms"], 100);
@@ -158,6 +162,36 @@ async fn how_many_and_where_is_set_shown_and_changed_under_what_runs() {
     let none = daemon.run(&program.add(" --replace --min-instances 3 --max-instances 2")).await;
     assert_eq!(none.exit, Exit::Usage);
     assert_eq!(none.err, "error: min_instances is above max_instances\n");
+}
+
+#[tokio::test]
+async fn what_a_request_may_be_and_take_is_set_shown_and_changed_under_what_runs() {
+    let daemon = Daemon::start().await;
+    let first = "service add db --external --max-body 1MiB --answer-timeout 2s \
+                 --quiet-timeout 30s --request-timeout 1m";
+    let added = daemon.run(first).await;
+    assert_eq!(added.exit, Exit::Success, "{}", added.err);
+    let before = daemon.run("service get db -o json").await.json();
+    let limits = serde_json::json!({ "max_body_bytes": 1 << 20, "answer_timeout_ms": 2000,
+        "quiet_timeout_ms": 30_000, "request_timeout_ms": 60_000 });
+    assert_eq!(before["spec"]["limits"], limits);
+    let changed = daemon.run("service add db --external --replace --request-timeout 5s").await;
+    assert_snapshot!(changed.err, @r"
+    db revision 1 is replaced:
+      max body: 1MiB -> none
+      answer timeout: 2s -> none
+      quiet timeout: 30s -> none
+      request timeout: 60s -> 5s
+    ");
+    let after = daemon.run("service get db -o json").await.json();
+    assert_eq!(after["spec"]["service_hash"], before["spec"]["service_hash"]);
+    let none = daemon.run("service add db --external --replace --request-timeout 25h").await;
+    assert_eq!((none.exit, none.out.as_str()), (Exit::Usage, ""));
+    assert!(
+        none.err.contains("limits.request_timeout_ms is more than 86400000 ms"),
+        "{}",
+        none.err
+    );
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ impl Fleet {
             max_programs: fits.programs,
             bootstraps: config.bootstraps.clone(),
             requirements: config.requirements,
+            timeouts: config.timeouts,
             links: links.clone(),
             ..Settings::loopback(data_dir.join(name), local::default_dir())
         };

@@ -19,7 +19,7 @@ fn ticks(pid: u32) -> u64 {
 }
 
 /// Whether it was closed, or told 503, without having asked for anything.
-fn was_refused(mut client: &TcpStream) -> bool {
+pub(crate) fn was_refused(mut client: &TcpStream) -> bool {
     client.set_nonblocking(true).unwrap();
     let mut said = [0; 12];
     match client.read(&mut said) {
@@ -29,7 +29,7 @@ fn was_refused(mut client: &TcpStream) -> bool {
 }
 
 /// The share of a core that the process takes for some seconds.
-async fn share(pid: u32) -> f64 {
+pub(crate) async fn share(pid: u32) -> f64 {
     let before = (ticks(pid), Instant::now());
     tokio::time::timeout(Duration::from_secs(2), std::future::pending::<()>()).await.unwrap_err();
     let used = ticks(pid) - before.0;

@@ -5,7 +5,9 @@
 
 mod check;
 mod descriptors;
+mod idle;
 mod life;
 mod machine;
 mod refused;
 mod signals;
+mod stopping;

@@ -26,14 +26,14 @@ use super::{
     body::{Body, BoxError, Outgoing, Patient, Sent, empty},
     hygiene::is_framed_clearly,
     io::Tally,
-    pool::{Cause, Config, Dial, Shared},
+    pool::{Cause, Dial, Shared, Waits},
     tunnel::{Switched, Tunnel},
 };
 
 /// How long a connection may take from the end of an answer until it can be used
 /// again: it is one turn of its task, unless something is wrong with it.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Beyond [`Config::head`] while the request still flows: the body's own clock, which
+/// Beyond [`Waits::head`] while the request still flows: the body's own clock, which
 /// knows whose silence it is, should be the one that strikes.
 const BODY_FIRST: Duration = Duration::from_secs(1);
 /// Bytes that may come until the head of an answer is there: interim answers (1xx), which
@@ -83,7 +83,7 @@ impl<D: Dial> Lease<D> {
         request: Request<Outgoing>,
         sent: &Arc<Sent>,
     ) -> std::result::Result<Response<Body>, Attempt> {
-        let Config { head: limit, quiet, .. } = self.pool.config;
+        let Waits { head: limit, quiet } = Waits::of(&request, &self.pool.config);
         let connection = self.connection.as_mut().expect("a lease holds one until it is over");
         let before = connection.tally.received();
         connection.tally.allow(HEAD_ROOM);

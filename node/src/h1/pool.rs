@@ -85,6 +85,24 @@ pub struct Config {
     pub max_idle: usize,
 }
 
+/// In the extensions of a request: how long it waits, where that is not [`Config::head`] and
+/// [`Config::quiet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// As [`Config::head`].
+    pub head: Duration,
+    /// As [`Config::quiet`], of the answer's body. That of the request is its source's affair.
+    pub quiet: Duration,
+}
+
+impl Waits {
+    /// How long this request waits.
+    pub(crate) fn of<B>(request: &Request<B>, config: &Config) -> Self {
+        let own = request.extensions().get::<Self>().copied();
+        own.unwrap_or(Self { head: config.head, quiet: config.quiet })
+    }
+}
+
 /// In the extensions of an answer whose request had to wait for a connection: how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Connected(pub Duration);

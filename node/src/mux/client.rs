@@ -26,7 +26,7 @@ use super::{
     shared::{Closed, Shared, State, Stream, put_trailers},
 };
 use crate::h1::{
-    Body, BoxError, Cause, HeadAfter, Patient,
+    Body, BoxError, Cause, HeadAfter, Patient, Waits,
     parts::{Outgoing, Sent, in_time},
 };
 
@@ -43,13 +43,6 @@ impl Side for Front {
     fn frame(&mut self, state: &mut State, frame: Frame, after: &mut After) -> Result<(), NoFrame> {
         state.told(frame, &mut after.wakers)
     }
-}
-
-/// What a request may take, as in [`h1::Config`](crate::h1::Config).
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) head: Duration,
-    pub(super) quiet: Duration,
 }
 
 /// Why there is no answer.
@@ -93,7 +86,7 @@ impl Connection {
     pub(super) async fn send(
         &self,
         request: Request<Body>,
-        limits: Limits,
+        limits: Waits,
     ) -> Result<Response<Body>, Attempt> {
         let (parts, body) = request.into_parts();
         let (body, sent) = Outgoing::new(body);

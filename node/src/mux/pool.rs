@@ -22,9 +22,9 @@ use tokio::{
 
 use super::{
     STREAMS,
-    client::{Attempt, Connection, Limits},
+    client::{Attempt, Connection},
 };
-use crate::h1::{self, Body, Config, Connected, Dial, Failed};
+use crate::h1::{self, Body, Config, Connected, Dial, Failed, Waits};
 
 /// Longest body of a request that goes with others: such a one is held whole by the front,
 /// and there are few of those that are longer.
@@ -136,7 +136,7 @@ impl<M: Dial> Together<M> {
         to: &M::To,
         mut request: Request<Body>,
     ) -> std::result::Result<std::result::Result<Response<Body>, Failed>, Request<Body>> {
-        let limits = Limits { head: self.config.head, quiet: self.config.quiet };
+        let limits = Waits::of(&request, &self.config);
         let key = self.dial.key(to);
         let mut tries = 0;
         let mut connected: Option<Duration> = None;

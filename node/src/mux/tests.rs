@@ -26,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CHUNK_COST, Cut, Hop, Incoming, STREAMS, WINDOW,
-    client::{Attempt, Connection, Limits},
+    client::{Attempt, Connection},
     frame::{self, Kind, Reset},
     serve, takes,
 };
-use crate::h1::{Body, BoxError, Cause, Config, Dial, Failed, empty, full};
+use crate::h1::{Body, BoxError, Cause, Config, Dial, Failed, Waits, empty, full};
 
 const SOON: Duration = Duration::from_secs(10);
-const LIMITS: Limits = Limits { head: SOON, quiet: SOON };
+const LIMITS: Waits = Waits { head: SOON, quiet: SOON };
 
 /// A front's connection to an ingress that answers with `answer`.
 fn connected<A, F>(answer: A) -> (Connection, CancellationToken)
@@ -471,7 +471,7 @@ async fn an_unused_connection_is_closed_after_a_while_and_a_used_one_is_not() {
         }
         Ok(Response::new(full("ok")))
     });
-    let limits = Limits { head: SOON * 9, quiet: SOON };
+    let limits = Waits { head: SOON * 9, quiet: SOON };
     assert!(connection.send(get("/slow"), limits).await.is_ok());
     tokio::time::sleep(SOON / 2).await;
     assert_eq!(connection.load(), Some(0));

@@ -10,5 +10,6 @@ mod limits;
 mod metrics;
 mod raw;
 mod streams;
+mod times;
 mod upgrades;
 mod world;

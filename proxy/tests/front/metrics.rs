@@ -1,7 +1,11 @@
 //! What a front counts, while it happens.
 
-use lca::testing::{counted, eventually};
+use lca::{
+    api::proto::ServiceSpec,
+    testing::{counted, eventually},
+};
 use lca_proxy::Config;
+use tokio::time::Instant;
 
 use crate::world::World;
 
@@ -65,6 +69,41 @@ async fn a_retry_is_counted_with_why_the_attempt_before_was_in_vain() {
     let silent = r#"lca_front_retries_total{reason="silent",service="svc"}"#;
     assert_eq!(counted(world.manager.metrics(), silent), 1.0);
     assert_eq!(requests(&world, "svc", "2xx"), 1.0, "it is one request");
+}
+
+#[tokio::test]
+async fn instances_that_always_refuse_are_asked_again_within_the_budget_and_no_more() {
+    let world = World::start().await;
+    // Neither has a place, nor a line to wait in.
+    let spec = ServiceSpec { name: "svc".into(), ..Default::default() };
+    let full = world.service_of(spec, 0).await;
+    let _other = world.another_of(&full, 0).await;
+    let fine = world.service("fine").await;
+    let begun = Instant::now();
+    let ask = async || {
+        let mut client = world.client().await;
+        for _ in 0..100 {
+            client.write(GET).await;
+            let head = client.head().await;
+            assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: 1"), "{head}");
+            let length = head.split("content-length: ").nth(1).unwrap();
+            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            client.skip(length).await;
+        }
+    };
+    tokio::join!(ask(), ask(), ask(), ask(), ask(), ask(), ask(), ask(), ask(), ask());
+    let windows = 1.0 + (begun.elapsed().as_secs_f64() / 10.0).floor();
+    let metrics = world.manager.metrics();
+    let again = r#"lca_front_retries_total{reason="overloaded",service="svc"}"#;
+    let again = counted(metrics, again);
+    let denied = counted(metrics, r#"lca_front_retries_denied_total{service="svc"}"#);
+    assert!(again >= 100.0, "{again}: a few are asked again");
+    assert!(again <= 1000.0 / 5.0 + 100.0 * windows, "{again} in {windows} windows");
+    assert!(denied > 0.0 && denied <= 1000.0, "{denied} of a thousand");
+    // What is in trouble spends nothing of what is not.
+    let answer = "GET /fine/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (answer, _) = tokio::join!(world.ask(answer), fine.serve(OK));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[tokio::test]

@@ -81,25 +81,35 @@ impl World {
 
     /// Registers a service that nobody allocates, and starts one instance of it.
     pub(crate) async fn service(&self, name: &str) -> App {
-        let channel = self.node.grpc(&self.node.own()).await.unwrap();
         let spec = proto::ServiceSpec { name: name.to_owned(), ..Default::default() };
+        self.service_of(spec, 100).await
+    }
+
+    /// The same of a spec, whose instance takes `limit` requests at once.
+    pub(crate) async fn service_of(&self, spec: proto::ServiceSpec, limit: u32) -> App {
+        let name = spec.name.clone();
+        let channel = self.node.grpc(&self.node.own()).await.unwrap();
         let put = proto::PutServiceRequest { spec: Some(spec), if_revision: None };
         let put = RegistryClient::new(channel).put_service(put).await.unwrap().into_inner();
         let hash = put.spec.unwrap().service_hash.parse().unwrap();
-        self.instance(name, hash).await
+        self.instance(&name, hash, limit).await
     }
 
     /// One more instance of the same service.
     pub(crate) async fn another(&self, like: &App) -> App {
-        self.instance(&like.service, like.hash).await
+        self.another_of(like, 100).await
     }
 
-    async fn instance(&self, service: &str, hash: ServiceHash) -> App {
+    /// One more instance, which takes `limit` requests at once.
+    pub(crate) async fn another_of(&self, like: &App, limit: u32) -> App {
+        self.instance(&like.service, like.hash, limit).await
+    }
+
+    async fn instance(&self, service: &str, hash: ServiceHash, limit: u32) -> App {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let instance = InstanceId::random();
-        let local =
-            Local { instance, hash, service: service.parse().unwrap(), address, limit: 100 };
+        let local = Local { instance, hash, service: service.parse().unwrap(), address, limit };
         let registration = self.ingress.register(local);
         let listed = proto::Instance {
             id: instance.to_string(),
@@ -181,6 +191,13 @@ impl Wire {
 
     pub(crate) async fn head(&mut self) -> String {
         self.read_to("\r\n\r\n").await
+    }
+
+    /// Reads so many bytes of a body.
+    pub(crate) async fn skip(&mut self, length: usize) {
+        let mut body = vec![0; length];
+        let read = timeout(SOON, self.0.read_exact(&mut body)).await;
+        read.expect("a body in time").unwrap();
     }
 
     /// What comes until the connection ends, cleanly or not.

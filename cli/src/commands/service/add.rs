@@ -220,6 +220,11 @@ fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> 
     spec.min_instances = args.min_instances.unwrap_or(spec.min_instances);
     spec.max_instances = args.max_instances.unwrap_or(spec.max_instances);
     spec.target_concurrency = args.target_concurrency.unwrap_or(spec.target_concurrency);
+    let limits = spec.limits.get_or_insert_default();
+    limits.max_body_bytes = args.max_body.unwrap_or(limits.max_body_bytes);
+    limits.answer_timeout_ms = args.answer_timeout.map_or(limits.answer_timeout_ms, millis);
+    limits.quiet_timeout_ms = args.quiet_timeout.map_or(limits.quiet_timeout_ms, millis);
+    limits.request_timeout_ms = args.request_timeout.map_or(limits.request_timeout_ms, millis);
     if let Some(placement) = args.placement {
         spec.set_placement(lca::Placement::from(placement).into());
     }
@@ -281,6 +286,10 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
         setting(wanted.target_concurrency),
     );
     field("placement", placed, place);
+    let (was, is) = (super::limits(&present.limits), super::limits(&wanted.limits));
+    for ((name, was), (_, is)) in was.into_iter().zip(is) {
+        field(name, was, is);
+    }
     let names: BTreeSet<_> = present.environment.keys().chain(wanted.environment.keys()).collect();
     for name in names {
         let change = match (present.environment.get(name), wanted.environment.get(name)) {
