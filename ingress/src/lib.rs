@@ -25,6 +25,7 @@ use lca::{Error, InstanceId, Kind, PeerId, Result, config::Timeouts, metrics::Me
 use lca_node::{
     h1,
     mesh::{Alpn, ServeHttp, Stream},
+    mux,
 };
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -71,8 +72,9 @@ impl Default for Config {
                 stall: Duration::from_secs(60),
                 // Less than the 5 s of Node.js, the shortest default in common use.
                 keep: Duration::from_secs(4),
-                // A burst's worth; each costs a descriptor on both sides.
-                max_idle: 64,
+                // As many as one connection between peers has requests: with fewer, those of
+                // a client with more at a time are closed and opened again and again.
+                max_idle: mux::STREAMS,
             },
         }
     }

@@ -28,8 +28,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
 
+use self::ahead::Ahead;
 use crate::link::Delayed;
 
+mod ahead;
 mod channel;
 mod client;
 mod dial;
@@ -43,6 +45,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod verify;
 mod window;
 
 pub use client::Client;
@@ -173,8 +176,8 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Io {
-    Dialled(Box<tokio_rustls::client::TlsStream<Delayed<TcpStream>>>),
-    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Dialled(Box<tokio_rustls::client::TlsStream<Ahead<Delayed<TcpStream>>>>),
+    Accepted(Box<tokio_rustls::server::TlsStream<Ahead<TcpStream>>>),
 }
 
 impl Stream {

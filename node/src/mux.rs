@@ -35,7 +35,7 @@ pub use server::serve;
 pub use shared::Cut;
 
 /// Requests at once on one connection.
-pub(crate) const STREAMS: usize = 512;
+pub const STREAMS: usize = 512;
 /// What a side may send of a body before the other has read some of it.
 const WINDOW: u32 = 64 << 10;
 /// What a chunk of a body counts as at least: what it costs to hold.

@@ -7,6 +7,8 @@
 //! answer, and one that left stops costing the application anything. For clients on other
 //! machines it cannot be told, and they are taken to be there until a write fails.
 
+mod diag;
+
 use std::{
     collections::HashSet,
     fs,
@@ -155,6 +157,15 @@ impl Clients {
         if !client.ip().to_canonical().is_loopback() && client.ip() != own.ip() {
             return true;
         }
+        match diag::is_held(client, own) {
+            Ok(held) => held,
+            // This kernel does not tell of single sockets.
+            Err(_) => self.is_listed(client, own).await,
+        }
+    }
+
+    /// The same, from the list of all connections.
+    async fn is_listed(&self, client: SocketAddr, own: SocketAddr) -> bool {
         let asked = Instant::now();
         let mut seen = self.seen.lock().await;
         if seen.as_ref().is_none_or(|(began, _)| *began < asked) {
@@ -236,8 +247,11 @@ mod tests {
             client.shutdown().await.unwrap();
             let (there, own) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
             assert!(clients.has(there, own).await, "{listen}");
+            assert!(clients.is_listed(there, own).await, "{listen}");
             drop(client);
             eventually("it to be missed", async || !clients.has(there, own).await).await;
+            let listed = async || !clients.is_listed(there, own).await;
+            eventually("it to be off the list", listed).await;
             socket.left(&clients).await;
         }
     }

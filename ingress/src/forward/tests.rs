@@ -1,5 +1,7 @@
 //! Ingress between a peer that sends bytes and an application that answers bytes.
 
+mod burst;
+
 use std::{net::SocketAddr, time::Duration};
 
 use lca::{

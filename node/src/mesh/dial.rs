@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{Alpn, Io, Stream, Timing, tls};
+use super::{Alpn, Io, Stream, Timing, ahead::Ahead, tls};
 use crate::{identity::Identity, link::Links};
 
 /// Before the next address is tried beside one that has not answered: RFC 8305's
@@ -98,7 +98,7 @@ impl Dialler {
                 })
                 .await?;
             let tls = TlsConnector::from(self.offers.of(alpn));
-            let stream = tls.connect(tls::no_name(), stream).await?;
+            let stream = tls.connect(tls::no_name(), Ahead::new(stream)).await?;
             let (found, agreed) = tls::identify(stream.get_ref().1)?;
             if found != peer {
                 return Err(io::Error::other(format!("peer {} answers", found.short())));

@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Alpn, Handlers, Io, Stream, Timing, cannot_listen, serve::Serving, tally::Tally, tls};
+use super::{
+    Alpn, Handlers, Io, Stream, Timing, ahead::Ahead, cannot_listen, serve::Serving, tally::Tally,
+    tls,
+};
 use crate::identity::Identity;
 
 /// Handshakes under way: each holds some kilobytes and at most a few milliseconds of a
@@ -161,7 +164,7 @@ impl Entrance {
 
     async fn handshake(&self, stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
-        let stream = TlsAcceptor::from(self.tls.clone()).accept(stream).await?;
+        let stream = TlsAcceptor::from(self.tls.clone()).accept(Ahead::new(stream)).await?;
         let (peer, alpn) = tls::identify(stream.get_ref().1)?;
         // Such a one counts as one of either kind.
         let many = if alpn == Alpn::Mux { Some(self.mux.enter(peer)) } else { None };

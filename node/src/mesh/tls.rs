@@ -15,7 +15,7 @@ use lca::{Error, Kind, PeerId, Result};
 use libp2p::identity::Keypair;
 use rustls::{ClientConfig, CommonState, ServerConfig, pki_types::ServerName};
 
-use super::Alpn;
+use super::{Alpn, verify};
 use crate::identity::from_libp2p;
 
 /// One client configuration for each protocol, so that a connection offers exactly one.
@@ -31,8 +31,14 @@ impl Offers {
     /// # Errors
     /// [`Kind::Internal`] if no certificate can be made for `key`.
     pub(super) fn new(key: &Keypair) -> Result<Self> {
-        let mut config = libp2p_tls::make_client_config(key, None).map_err(no_certificate)?;
-        config.key_log = Arc::new(rustls::NoKeyLog); // libp2p's obeys SSLKEYLOGFILE
+        let certificate = libp2p_tls::make_client_config(key, None).map_err(no_certificate)?;
+        let provider = verify::provider();
+        let mut config = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| Error::new(Kind::Internal, "no cipher for TLS 1.3").because(error))?
+            .dangerous() // in that the verifier is ours
+            .with_custom_certificate_verifier(Arc::new(verify::Peers(provider)))
+            .with_client_cert_resolver(certificate.client_auth_cert_resolver);
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_sni = false;
         let offering = |alpn: Alpn| {
