@@ -8,18 +8,24 @@ use hello_world_server::Options;
 
 #[cfg(feature = "allocations")]
 mod allocations;
+mod bodies;
 mod cold_start;
+mod connections;
 mod daemons;
 mod discovery;
 mod failover;
 mod fleet;
+mod hops;
 mod idle;
 mod machine;
 mod mobility;
+mod others;
 mod pick;
+mod plain;
 mod stampede;
 mod stats;
 mod storm;
+mod two_hop;
 
 /// Benchmarks of service-manager
 #[derive(Debug, Parser)]
@@ -41,6 +47,15 @@ enum Args {
     Mobility(mobility::Args),
     /// What it costs to say where a request goes, where that is known
     Pick(pick::Args),
+    /// Small requests through front and ingress: requests a second, and what each costs
+    TwoHop(two_hop::Args),
+    /// Memory of front and ingress, idle and with many connections open
+    Connections(connections::Args),
+    /// Long bodies through front and ingress, beside nginx and haproxy
+    Bodies(bodies::Args),
+    /// The application that two-hop, connections and bodies measure with
+    #[command(hide = true)]
+    PlainApp,
     /// The program that cold-start measures with
     #[command(hide = true, name = "demo-hello-world-server")]
     Demo {
@@ -67,6 +82,10 @@ fn main() -> ExitCode {
         Args::Storm(args) => runtime().block_on(storm::run(args)),
         Args::Failover(args) => runtime().block_on(failover::run(args)),
         Args::Stampede(args) => runtime().block_on(stampede::run(args)),
+        Args::TwoHop(args) => single().block_on(two_hop::run(args)),
+        Args::Connections(args) => single().block_on(connections::run(args)),
+        Args::Bodies(args) => single().block_on(bodies::run(args)),
+        Args::PlainApp => single().block_on(plain::serve()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,6 +104,14 @@ fn demo(arguments: Vec<String>) -> anyhow::Result<()> {
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made where a process can be started")
+}
+
+/// For what only sends and waits: one thread, as a load generator has.
+fn single() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime can be made where a process can be started")
