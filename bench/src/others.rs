@@ -108,7 +108,7 @@ fn nginx_file(dir: &Path, name: &str, servers: &str) -> anyhow::Result<PathBuf> 
         .collect();
     let file = dir.join(format!("{name}.conf"));
     let text = format!(
-        "worker_processes 1; daemon off; pid {at}.pid; error_log {at}.err;
+        "worker_processes 1; master_process off; daemon off; pid {at}.pid; error_log {at}.err;
 events {{ worker_connections 4096; }}
 http {{ access_log off; keepalive_requests 100000000; {folders}
 {servers} }}\n"
