@@ -32,7 +32,7 @@ pub use exit::Exit;
 pub use id::{
     Digest, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash, ServiceName,
 };
-pub use spec::{Limits, Placement, Protocol, Readiness, Requirements, Resources, Spec};
+pub use spec::{Allowance, Limits, Placement, Protocol, Readiness, Requirements, Resources, Spec};
 
 /// What this build calls itself towards peers; people are also told the commit, by
 /// `--version`.

@@ -33,6 +33,8 @@ pub struct Spec {
     pub requirements: Requirements,
     /// What one instance is admitted with.
     pub resources: Resources,
+    /// What one instance may use at most.
+    pub allowance: Allowance,
     /// How long an instance without open requests is kept.
     pub idle_timeout: Duration,
     /// Requests one instance is given at the same time.
@@ -142,6 +144,37 @@ pub struct Resources {
 impl Default for Resources {
     fn default() -> Self {
         Self { cpu_millis: 100, memory_bytes: 64 << 20 }
+    }
+}
+
+/// What one instance may use at most, as far as its machine can enforce that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Thousandths of one core; `None`: no limit, and a share by [`Resources::cpu_millis`]
+    /// where processor time is short.
+    pub cpu_millis: Option<NonZeroU32>,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub processes: u32,
+    /// Open files of one process; `None`: what the allocator gives.
+    pub open_files: Option<NonZeroU32>,
+    /// Bytes of output that are kept.
+    pub log_bytes: u64,
+    /// Bytes in its working folder, and of any file it writes.
+    pub disk_bytes: u64,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            cpu_millis: None,
+            memory_bytes: Resources::default().memory_bytes,
+            processes: 512, // several times what a runtime with a thread a core has
+            open_files: None,
+            log_bytes: 16 << 20,
+            disk_bytes: 1 << 30,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use lca::{Error, InstanceId, Kind, PeerId, Result, ServiceName};
+use lca::{Allowance, Error, InstanceId, Kind, PeerId, Resources, Result, ServiceName};
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -33,6 +33,10 @@ pub struct Launch {
     pub environment: BTreeMap<String, String>,
     /// The port on 127.0.0.1 it was told to listen on.
     pub port: u16,
+    /// What it was admitted with: its share where processor time is short.
+    pub resources: Resources,
+    /// What it may use at most.
+    pub allowance: Allowance,
 }
 
 /// What a driver says of an instance that has just been started, and needs to know to
@@ -53,6 +57,10 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// Killed by the kernel, since it had this many bytes of memory and wanted more.
+    OutOfMemory(u64),
+    /// Killed by us, since its working folder held more than this many bytes.
+    OutOfDisk(u64),
     /// While nobody watched, or not as our child: how is not known.
     Unwatched,
 }
@@ -65,9 +73,20 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by signal {signal} ({name})"),
                 None => write!(f, "killed by signal {signal}"),
             },
+            Self::OutOfMemory(limit) => {
+                write!(f, "ran out of memory: its limit is {}", size(*limit))
+            }
+            Self::OutOfDisk(limit) => {
+                write!(f, "filled its working folder: its limit is {}", size(*limit))
+            }
             Self::Unwatched => f.write_str("ended, its exit status is unknown"),
         }
     }
+}
+
+/// A limit as people write it, to the megabyte where it has some.
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{bytes} B") } else { format!("{} MiB", bytes >> 20) }
 }
 
 /// The signals programs die of, by the numbers Linux gives them everywhere we run.
@@ -98,6 +117,15 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// Processor time since its start.
     pub cpu: Duration,
+}
+
+/// What a driver can and cannot enforce on this machine, in sentences for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Means {
+    /// A subject and by what means: `memory: cgroup v2`.
+    pub enforced: Vec<String>,
+    /// A subject and why not.
+    pub not_enforced: Vec<String>,
 }
 
 /// Where reading an instance's output begins.
@@ -136,6 +164,9 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// The word for it in `Describe` and `Instance.driver`.
     fn name(&self) -> &'static str;
 
+    /// What it enforces on instances of a spec's limits and beyond, and what it does not.
+    fn means(&self) -> Means;
+
     /// Starts one instance and returns as soon as it runs, ready or not.
     ///
     /// Cancel safe: if the future is dropped, no instance is left behind.
@@ -148,11 +179,11 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Takes over an instance that an earlier run started. True if it runs: it is held
     /// from now on as if it had been started here, except that how it ends may stay
     /// unknown. False if it has ended: it is held as an ended one, with what is left of
-    /// its output. Cancel safe.
+    /// its output. `allowance` is what it was started with. Cancel safe.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if nothing of it is left here; [`Kind::Conflict`] if it is held.
-    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool>;
+    async fn adopt(&self, id: InstanceId, started: Started, allowance: Allowance) -> Result<bool>;
 
     /// Ends by force what says that `node` started it and does not run as a held
     /// instance, and removes what is left of instances that are not held. What other

@@ -88,13 +88,15 @@ impl allocator_server::Allocator for Allocator {
         _: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
         let cached = self.supervisor.catalog.cached();
+        let means = self.supervisor.driver.means();
         let books = self.supervisor.lock();
         Ok(Response::new(DescribeResponse {
             total: Some(self.supervisor.config.capacity.into()),
             used: Some(books.table.used().into()),
             drivers: vec![self.supervisor.driver.name().to_owned()],
             cached_artifacts: cached.iter().take(MAX_ARTIFACTS).map(ToString::to_string).collect(),
-            enforced: Vec::new(),
+            enforced: means.enforced,
+            not_enforced: means.not_enforced,
             stopping: books.stopping,
         }))
     }

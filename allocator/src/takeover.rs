@@ -73,7 +73,7 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
     let id = record.instance;
     let entry = Arc::new(Entry::restored(id, record.spec.clone(), admitted));
     entry.view.send_modify(|view| view.pid = record.started.pid);
-    let runs = match supervisor.driver.adopt(id, record.started).await {
+    let runs = match supervisor.driver.adopt(id, record.started, record.spec.allowance).await {
         Ok(runs) => runs,
         Err(error) => {
             tracing::debug!(instance = %id, error = error.chain(), "nothing to take over");

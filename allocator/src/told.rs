@@ -42,7 +42,16 @@ pub(crate) fn launch(
     let arguments = spec.arguments.iter().map(|argument| fill(argument, &world)).collect();
     let mut environment = spec.environment.clone();
     environment.extend(world);
-    Launch { id, service: spec.name.clone(), program, arguments, environment, port }
+    Launch {
+        id,
+        service: spec.name.clone(),
+        program,
+        arguments,
+        environment,
+        port,
+        resources: spec.resources,
+        allowance: spec.allowance,
+    }
 }
 
 /// Replaces `${NAME}` by the value of NAME. What has no value stays as it is: it may

@@ -131,6 +131,7 @@ fn original(file: Original) -> Result<Described, String> {
         resources: Resources {
             cpu_millis: file.cpu_req,
             memory_bytes: u64::from(file.memory_req) << 20,
+            ..Default::default()
         },
         ..Default::default()
     };
@@ -161,7 +162,14 @@ mod tests {
                 start_timeout_ms: 20_000,
             }),
             requirements: Some(proto::Requirements { soft_rtt_ms: 10, hard_rtt_ms: 20 }),
-            resources: Some(proto::Resources { cpu_millis: 250, memory_bytes: 1 << 20 }),
+            resources: Some(proto::Resources {
+                cpu_millis: 250,
+                memory_bytes: 1 << 20,
+                processes: 8,
+                open_files: 9,
+                log_bytes: 10,
+                disk_bytes: 11,
+            }),
             idle_timeout_ms: 1234,
             concurrency_limit: 7,
             min_instances: 1,

@@ -62,6 +62,12 @@ pub struct Args {
     /// Configuration file [default: conf/conf.json, then lca/conf.json in the user's folder]
     #[arg(long, value_name = "FILE")]
     pub configfile: Option<PathBuf>,
+    /// A file or folder that instances may read and execute; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub allow_read: Vec<PathBuf>,
+    /// A file or folder that instances may also write; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub allow_write: Vec<PathBuf>,
     /// Threads to work with, for all of it together [default: one a core]
     #[arg(long, value_name = "N")]
     pub worker_threads: Option<Workers>,

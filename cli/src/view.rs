@@ -196,6 +196,10 @@ pub(crate) struct Requirements {
 pub(crate) struct Resources {
     pub(crate) cpu_millis: u32,
     pub(crate) memory_bytes: u64,
+    pub(crate) processes: u32,
+    pub(crate) open_files: u32,
+    pub(crate) log_bytes: u64,
+    pub(crate) disk_bytes: u64,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -256,6 +260,10 @@ impl From<proto::ServiceSpec> for ServiceSpec {
             resources: Resources {
                 cpu_millis: resources.cpu_millis,
                 memory_bytes: resources.memory_bytes,
+                processes: resources.processes,
+                open_files: resources.open_files,
+                log_bytes: resources.log_bytes,
+                disk_bytes: resources.disk_bytes,
             },
             idle_timeout_ms: spec.idle_timeout_ms,
             concurrency_limit: spec.concurrency_limit,
@@ -303,6 +311,10 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             resources: Some(proto::Resources {
                 cpu_millis: spec.resources.cpu_millis,
                 memory_bytes: spec.resources.memory_bytes,
+                processes: spec.resources.processes,
+                open_files: spec.resources.open_files,
+                log_bytes: spec.resources.log_bytes,
+                disk_bytes: spec.resources.disk_bytes,
             }),
             idle_timeout_ms: spec.idle_timeout_ms,
             concurrency_limit: spec.concurrency_limit,

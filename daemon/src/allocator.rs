@@ -2,12 +2,13 @@
 //! and gives each a front of its own, so that it can call other services and the
 //! caller is known.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use lca::{InstanceId, Result, ServiceName, endpoint::Role, shutdown::Spawner};
 use lca_allocator::{
-    Allocator, Collaborators, Driver, Fronts, OpenFront, driver::process::Process,
+    Allocator, Collaborators, Driver, Fronts, OpenFront,
+    driver::process::{Grants, Process},
 };
 use lca_ingress::Ingress;
 use lca_manager::Manager;
@@ -31,9 +32,14 @@ pub struct Config {
     pub http: lca_proxy::Config,
     /// At a stop, leave what runs to be taken over by the next start.
     pub keep_instances: bool,
-    /// The soft limit of open files that instances start with, where it is below this
-    /// process's own.
-    pub open_files: Option<u64>,
+    /// What instances get of this machine beyond what every program needs.
+    pub grants: Grants,
+}
+
+/// Paths as they are meant where the daemon was started, whatever its folder becomes. Those
+/// that cannot be told stay as they are.
+pub fn absolute(paths: &[PathBuf]) -> Vec<PathBuf> {
+    paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
 }
 
 /// An allocator that runs.
@@ -79,13 +85,12 @@ impl App {
     pub async fn open(config: Config) -> Result<Self> {
         let dir = DataDir::take(&config.settings.data_dir).await?;
         let driver = Process::open(&config.allocator.data_dir.join("instances"))?
-            .with_open_files(config.open_files);
+            .with_grants(config.grants.clone());
         Self::build_in(dir, config, Arc::new(driver)).await
     }
 
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, mut http, keep_instances: keep, open_files: _ } =
-            config;
+        let Config { settings, mut allocator, mut http, keep_instances: keep, grants: _ } = config;
         allocator.keep_instances = keep;
         let mut base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;

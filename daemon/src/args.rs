@@ -155,6 +155,12 @@ pub struct Allocator {
     /// At a stop, leave instances running for the next start to take over
     #[arg(long)]
     pub keep_instances: bool,
+    /// A file or folder that instances may read and execute; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub allow_read: Vec<PathBuf>,
+    /// A file or folder that instances may also write; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub allow_write: Vec<PathBuf>,
 }
 
 /// Make every service answer on a port of this machine

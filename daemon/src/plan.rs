@@ -9,6 +9,7 @@ use lca::{
     local,
     workers::{WORKERS_ENV, Workers},
 };
+use lca_allocator::driver::process::Grants;
 use lca_node::Identity;
 use serde_json::{Map, Value, json};
 
@@ -199,7 +200,11 @@ pub fn plan<C: Command>(
                 allocator: offer,
                 http,
                 keep_instances: flags.keep_instances,
-                open_files: environment.descriptors.given,
+                grants: Grants {
+                    open_files: environment.descriptors.given,
+                    read: allocator::absolute(&flags.allow_read),
+                    write: allocator::absolute(&flags.allow_write),
+                },
             }))
         }
         Own::Proxy(flags) => {
@@ -362,6 +367,9 @@ impl Plan {
                 show("memory_bytes", room.memory_bytes.into());
                 show("instances", room.instances.into());
                 show("keep_instances", config.keep_instances.into());
+                let paths = |paths: &[PathBuf]| Value::from_iter(paths.iter().map(|it| path(it)));
+                show("allow_read", paths(&config.grants.read));
+                show("allow_write", paths(&config.grants.write));
             }
             Self::Proxy(config) => {
                 show("daemon", "proxy".into());

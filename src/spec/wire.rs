@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use super::{Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec};
+use super::{
+    Allowance, Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec,
+};
 use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
 
 /// Most arguments, and most environment entries, of one program.
@@ -75,24 +77,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         {
             return Err(invalid("requirements: soft_rtt_ms is above hard_rtt_ms"));
         }
-        let resources = spec.resources.unwrap_or_default();
-        let default = Resources::default();
-        let resources = Resources {
-            cpu_millis: match resources.cpu_millis {
-                0 => default.cpu_millis,
-                millis if millis > MAX_CPU_MILLIS => {
-                    return Err(invalid("resources.cpu_millis is more than 10 000 cores"));
-                }
-                millis => millis,
-            },
-            memory_bytes: match resources.memory_bytes {
-                0 => default.memory_bytes,
-                bytes if bytes > 1 << 50 => {
-                    return Err(invalid("resources.memory_bytes is more than 1 PiB"));
-                }
-                bytes => bytes,
-            },
-        };
+        let (resources, allowance) = resources(&spec.resources.unwrap_or_default())?;
         let limits = limits(spec.limits.unwrap_or_default())?;
         Ok(Self {
             name,
@@ -103,6 +88,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
             readiness: Readiness { http_path, start_timeout },
             requirements,
             resources,
+            allowance,
             idle_timeout: millis(
                 "idle_timeout_ms",
                 spec.idle_timeout_ms,
@@ -140,8 +126,12 @@ impl From<&Spec> for proto::ServiceSpec {
                 hard_rtt_ms: ms(spec.requirements.hard),
             }),
             resources: Some(proto::Resources {
-                cpu_millis: spec.resources.cpu_millis,
+                cpu_millis: spec.allowance.cpu_millis.map_or(0, NonZeroU32::get),
                 memory_bytes: spec.resources.memory_bytes,
+                processes: spec.allowance.processes,
+                open_files: spec.allowance.open_files.map_or(0, NonZeroU32::get),
+                log_bytes: spec.allowance.log_bytes,
+                disk_bytes: spec.allowance.disk_bytes,
             }),
             idle_timeout_ms: spec.idle_timeout.as_millis() as u64,
             concurrency_limit: spec.concurrency_limit,
@@ -243,6 +233,41 @@ impl Scale {
             None => Ok(scale),
         }
     }
+}
+
+/// What an instance is admitted with, and what it may use. Whoever names processor time
+/// gets that much and no more; memory is a limit always, since what is not there cannot be
+/// shared.
+fn resources(asked: &proto::Resources) -> Result<(Resources, Allowance)> {
+    let (default, unnamed) = (Resources::default(), Allowance::default());
+    let bounded = |field: &str, value: u64, default: u64, bound: (u64, &str)| match value {
+        0 => Ok(default),
+        value if value > bound.0 => {
+            Err(invalid(format!("resources.{field} is more than {}", bound.1)))
+        }
+        value => Ok(value),
+    };
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let cores = (u64::from(MAX_CPU_MILLIS), "10 000 cores");
+    let cpu = bounded("cpu_millis", asked.cpu_millis.into(), default.cpu_millis.into(), cores)?;
+    let pebibyte = (1 << 50, "1 PiB");
+    let memory = bounded("memory_bytes", asked.memory_bytes, default.memory_bytes, pebibyte)?;
+    let million = (1_000_000, "1 000 000");
+    let processes =
+        bounded("processes", asked.processes.into(), unnamed.processes.into(), million)?;
+    let open_files = bounded("open_files", asked.open_files.into(), 0, million)?;
+    let log_bytes = bounded("log_bytes", asked.log_bytes, unnamed.log_bytes, (1 << 30, "1 GiB"))?;
+    let disk_bytes = bounded("disk_bytes", asked.disk_bytes, unnamed.disk_bytes, pebibyte)?;
+    let resources = Resources { cpu_millis: narrow(cpu), memory_bytes: memory };
+    let allowance = Allowance {
+        cpu_millis: NonZeroU32::new(asked.cpu_millis),
+        memory_bytes: memory,
+        processes: narrow(processes),
+        open_files: NonZeroU32::new(narrow(open_files)),
+        log_bytes,
+        disk_bytes,
+    };
+    Ok((resources, allowance))
 }
 
 fn invalid(reason: impl Into<String>) -> Error {

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, stream};
-use lca::{Error, InstanceId, Kind, PeerId, Result, ServiceName};
+use lca::{Allowance, Error, InstanceId, Kind, PeerId, Resources, Result, ServiceName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -22,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Begin, Driver, Exit, Launch, MAX_CHUNK, Output, Started, Stats};
+use super::{Begin, Driver, Exit, Launch, MAX_CHUNK, Means, Output, Started, Stats};
 
 /// Numbers its instances have in place of process ids: above what Linux gives out, so
 /// that no test signals a stranger.
@@ -158,6 +158,10 @@ impl Driver for Fake {
         "fake"
     }
 
+    fn means(&self) -> Means {
+        Means::default()
+    }
+
     async fn start(&self, launch: Launch) -> Result<Started> {
         let mut state = self.lock();
         if state.killed {
@@ -176,7 +180,7 @@ impl Driver for Fake {
         Ok(started)
     }
 
-    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool> {
+    async fn adopt(&self, id: InstanceId, started: Started, _: Allowance) -> Result<bool> {
         let mut state = self.lock();
         if state.held.contains_key(&id) {
             return Err(Error::new(Kind::Conflict, "it is held"));
@@ -312,6 +316,8 @@ mod tests {
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,
+                resources: Resources::default(),
+                allowance: Allowance::default(),
             }
         };
         let crash = || {
@@ -352,6 +358,8 @@ mod tests {
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,
+                resources: Resources::default(),
+                allowance: Allowance::default(),
             }
         })
         .await;

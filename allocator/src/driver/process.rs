@@ -14,6 +14,9 @@
 //! The invariant: a signal is sent to a group only while its leader has not been
 //! reaped, so never to a stranger that got the same number.
 
+mod cgroup;
+mod confine;
+mod folder;
 mod leader;
 mod output;
 mod reading;
@@ -21,6 +24,7 @@ mod shortage;
 mod spawn;
 mod sweep;
 mod watch;
+mod words;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +36,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use lca::{Error, InstanceId, Kind, PeerId, Result};
+use lca::{Allowance, Error, InstanceId, Kind, PeerId, Result};
 use rustix::{
     fs::{FlockOperation, flock},
     process::Signal,
@@ -40,10 +44,15 @@ use rustix::{
 use tokio::time::{sleep, timeout};
 
 use self::{
-    leader::Leader, output::Output as Written, shortage::blame, spawn::Prepared, sweep::Belongs,
-    watch::Held,
+    cgroup::Cgroups,
+    leader::Leader,
+    output::Output as Written,
+    shortage::blame,
+    spawn::{Failed, Prepared, Terms},
+    sweep::Belongs,
+    watch::{Charge, Held},
 };
-use super::{Begin, Driver, Exit, Launch, Output, Started, Stats, killed};
+use super::{Begin, Driver, Exit, Launch, Means, Output, Started, Stats, killed};
 
 /// Executing a file fails with ETXTBSY while a child that was forked meanwhile by
 /// another thread still holds our descriptor that wrote it; that child execs within
@@ -59,11 +68,26 @@ const KILLED_LOOK: Duration = Duration::from_millis(1);
 /// Processes of other nodes that are named one by one in the log.
 const STRANGERS_NAMED: usize = 8;
 
+/// What the operator gives programs on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Soft limit of open files, where it is below our own: a daemon that raises its limit
+    /// does so for itself. With none, programs have ours.
+    pub open_files: Option<u64>,
+    /// Files and folders they may read and execute, with all that is in them, beyond what
+    /// every program may. One that does not exist when a program is started is not given.
+    pub read: Vec<PathBuf>,
+    /// The same for reading, writing and making files.
+    pub write: Vec<PathBuf>,
+}
+
 /// The process driver. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Process {
     inner: Arc<Inner>,
-    open_files: Option<u64>,
+    terms: Arc<Terms>,
+    /// Why there are no control groups.
+    without_groups: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -100,15 +124,19 @@ impl Process {
             Error::new(Kind::Conflict, format!("another allocator uses {}", dir.display()))
                 .because(io::Error::from(error))
         })?;
+        let (cgroups, without_groups) = match Cgroups::find(&dir) {
+            Ok(cgroups) => (Some(cgroups), None),
+            Err(reason) => (None, Some(reason.into())),
+        };
+        let terms =
+            Terms { cgroups, means: confine::Means::of_this_machine(), grants: Grants::default() };
         let inner = Inner { dir, books: Mutex::default(), _lock: lock };
-        Ok(Self { inner: Arc::new(inner), open_files: None })
+        Ok(Self { inner: Arc::new(inner), terms: Arc::new(terms), without_groups })
     }
 
-    /// The same, with this soft limit of open files for what it starts, where that is below
-    /// our own: a daemon that raises its limit does so for itself. With none, instances
-    /// have ours.
-    pub fn with_open_files(self, soft: Option<u64>) -> Self {
-        Self { open_files: soft, ..self }
+    /// The same, whose programs get this.
+    pub fn with_grants(self, grants: Grants) -> Self {
+        Self { terms: Arc::new(Terms { grants, ..Terms::clone(&self.terms) }), ..self }
     }
 
     fn held(&self, id: InstanceId) -> Result<Arc<Held>> {
@@ -128,11 +156,7 @@ impl Inner {
     /// Kills what carries `node` and does not run as a held instance, names what other
     /// nodes started, and removes the folders of what is neither held nor alive.
     fn sweep(&self, node: PeerId) {
-        let running: HashSet<InstanceId> = {
-            let books = self.lock();
-            let running = books.held.iter().filter(|(_, held)| held.is_running());
-            running.map(|(id, _)| *id).collect()
-        };
+        let running = self.running();
         let folders = self.folders();
         let ours = |found: Belongs| match found.node {
             Some(other) => other == node,
@@ -177,6 +201,12 @@ impl Inner {
         }
     }
 
+    fn running(&self) -> HashSet<InstanceId> {
+        let books = self.lock();
+        let running = books.held.iter().filter(|(_, held)| held.is_running());
+        running.map(|(id, _)| *id).collect()
+    }
+
     /// What looks like the folder of an instance.
     fn folders(&self) -> HashMap<InstanceId, PathBuf> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -192,12 +222,17 @@ impl Driver for Process {
         "process"
     }
 
+    fn means(&self) -> Means {
+        words::of(&self.terms, self.without_groups.as_deref())
+    }
+
     async fn start(&self, launch: Launch) -> Result<Started> {
-        let (id, service, open_files) = (launch.id, launch.service.clone(), self.open_files);
-        let failed = |error| blame(&service, error);
+        let (id, service, terms) = (launch.id, launch.service.clone(), self.terms.clone());
+        let failed = |failed| blame(&service, failed);
         let home = self.inner.dir.join(id.to_string());
-        let mut attempt = blocking(move || {
-            let mut prepared = Prepared::new(home, &launch, open_files)?;
+        let allowance = launch.allowance;
+        let mut attempt = starting(move || {
+            let mut prepared = Prepared::new(home, &launch, &terms)?;
             let newborn = prepared.spawn();
             Ok((prepared, newborn))
         })
@@ -208,7 +243,7 @@ impl Driver for Process {
             let mut prepared = match attempt {
                 // Nothing is awaited from here to the end: nobody can drop us between.
                 (prepared, Ok(newborn)) => break (prepared, newborn),
-                (prepared, Err(error))
+                (prepared, Err(Failed::Program(error)))
                     if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
                 {
                     prepared
@@ -217,7 +252,7 @@ impl Driver for Process {
             };
             tries += 1;
             sleep(BUSY_WAIT).await;
-            attempt = blocking(move || {
+            attempt = starting(move || {
                 let newborn = prepared.spawn();
                 Ok((prepared, newborn))
             })
@@ -231,12 +266,15 @@ impl Driver for Process {
         let (child, start_time) = newborn.keep();
         let pid = child.id();
         let leader = Leader::Child(child);
-        let held = watch::take_charge(id, leader, prepared.home.keep(), prepared.output);
+        let group = prepared.group.keep();
+        let charge =
+            Charge { id, home: prepared.home.keep(), output: prepared.output, group, allowance };
+        let held = watch::take_charge(charge, leader);
         books.held.insert(id, held);
         Ok(Started { pid, start_time })
     }
 
-    async fn adopt(&self, id: InstanceId, started: Started) -> Result<bool> {
+    async fn adopt(&self, id: InstanceId, started: Started, allowance: Allowance) -> Result<bool> {
         let home = self.inner.dir.join(id.to_string());
         let found = blocking(move || {
             fs::metadata(&home)?;
@@ -252,18 +290,28 @@ impl Driver for Process {
             return Err(Error::new(Kind::Conflict, format!("instance {} is held", id.short())));
         }
         let runs = leader.is_some();
+        let group = self.terms.cgroups.as_ref().and_then(|cgroups| cgroups.found(id));
+        let charge = Charge { id, home, output, group, allowance };
         let held = match leader {
-            Some(leader) => watch::take_charge(id, leader, home, output),
-            None => watch::ended_unwatched(home, output),
+            Some(leader) => watch::take_charge(charge, leader),
+            None => watch::ended_unwatched(charge),
         };
         books.held.insert(id, held);
         Ok(runs)
     }
 
     async fn sweep(&self, node: PeerId) {
-        let inner = self.inner.clone();
+        let (inner, cgroups) = (self.inner.clone(), self.terms.cgroups.clone());
         let swept = blocking(move || {
             inner.sweep(node);
+            // Whatever an instance of ours has begun is in its group, also if it hides
+            // whose it is.
+            let running = inner.running();
+            for id in cgroups.iter().flat_map(Cgroups::all).filter(|id| !running.contains(id)) {
+                if cgroups.as_ref().is_some_and(|cgroups| !cgroups.group(id).destroy()) {
+                    tracing::warn!(instance = %id, "its control group stays: a process hangs");
+                }
+            }
             Ok(())
         });
         if let Err(error) = swept.await {
@@ -285,7 +333,7 @@ impl Driver for Process {
         if let Ok(exit) = timeout(grace, held.gone()).await {
             return Ok(exit);
         }
-        held.signal(Signal::KILL);
+        held.kill();
         Ok(held.gone().await)
     }
 
@@ -320,10 +368,11 @@ impl Driver for Process {
             return;
         }
         tracing::warn!(instances = left.len(), "killing what runs");
-        left.values().for_each(|held| held.signal(Signal::KILL));
+        left.values().for_each(|held| held.kill());
         sweep::kill_strays(|found| left.contains_key(&found.instance));
         let deadline = Instant::now() + KILLED_WITHIN;
-        while left.values().any(|held| held.is_running()) && Instant::now() < deadline {
+        let ended = |held: &Arc<Held>| !held.is_running() && held.has_left_its_group();
+        while !left.values().all(ended) && Instant::now() < deadline {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "dropping cannot await; bounded by KILLED_WITHIN"
@@ -331,6 +380,13 @@ impl Driver for Process {
             std::thread::sleep(KILLED_LOOK);
         }
     }
+}
+
+/// Starts a program off the runtime.
+async fn starting<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
+) -> Result<T, Failed> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Runs what blocks on the disk off the runtime.

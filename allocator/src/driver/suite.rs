@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{FutureExt as _, TryStreamExt as _};
-use lca::{InstanceId, Kind, testing::eventually};
+use lca::{Allowance, InstanceId, Kind, testing::eventually};
 use tokio::time::timeout;
 
 use super::{Begin, Driver, Exit, Launch, last_lines};
@@ -67,10 +67,13 @@ pub(crate) async fn takes_over<D: Driver>(
         has_written(before, other).await;
 
         let after = crash();
-        let unknown = after.adopt(InstanceId::random(), started).await;
+        let unknown = after.adopt(InstanceId::random(), started, Allowance::default()).await;
         assert_eq!(unknown.expect_err("nothing is left of it").kind(), Kind::NotFound);
-        assert!(after.adopt(id, started).await.expect("taking over"), "it runs");
-        let again = after.adopt(id, started).await;
+        assert!(
+            after.adopt(id, started, Allowance::default()).await.expect("taking over"),
+            "it runs"
+        );
+        let again = after.adopt(id, started, Allowance::default()).await;
         assert_eq!(again.expect_err("it is held").kind(), Kind::Conflict);
         assert!(after.is_running(id) && !after.is_running(other));
         assert!(after.wait(id).now_or_never().is_none(), "it runs");

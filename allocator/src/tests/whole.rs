@@ -26,7 +26,10 @@ use lca_registry::Registry;
 use tonic::service::Routes;
 
 use super::{real::SERVE, twins::PATIENCE};
-use crate::{Allocator, Collaborators, Config, driver::process::Process};
+use crate::{
+    Allocator, Collaborators, Config,
+    driver::process::{Grants, Process},
+};
 
 /// Keeps these bytes as a registry does.
 async fn put(store: &Store, bytes: &[u8]) -> Digest {
@@ -44,8 +47,12 @@ async fn allocator(network: &Network, dir: &Path, tasks: &Tasks) -> Peer {
     let (discovery, mesh) = (Arc::new(peer.clone()), Arc::new(peer.clone()));
     let specs =
         Specs::start(specs::Config::default(), discovery.clone(), mesh.clone(), &spawner).unwrap();
+    // The program is a script that becomes this test binary.
+    let read = vec![std::env::current_exe().unwrap()];
+    let driver = Process::open(&dir.join("instances")).unwrap();
+    let driver = driver.with_grants(Grants { read, ..Grants::default() });
     let collaborators = Collaborators {
-        driver: Arc::new(Process::open(&dir.join("instances")).unwrap()),
+        driver: Arc::new(driver),
         specs,
         discovery,
         mesh,

@@ -113,8 +113,9 @@ fn table(services: &[ServiceSpec]) -> Table {
     table
 }
 
+/// Processor time as it is typed; nothing where it is not limited.
 fn cpu(millis: u32) -> String {
-    format!("{millis}m")
+    if millis == 0 { String::new() } else { format!("{millis}m") }
 }
 
 /// One line a field, in the words of `service add`.
@@ -140,6 +141,10 @@ fn fields(spec: &ServiceSpec) -> Table {
     field("hard rtt", setting_millis(spec.requirements.hard_rtt_ms.into()));
     field("cpu", cpu(spec.resources.cpu_millis));
     field("memory", setting_size(spec.resources.memory_bytes));
+    field("processes", setting(spec.resources.processes));
+    field("open files", setting(spec.resources.open_files));
+    field("log", setting_size(spec.resources.log_bytes));
+    field("disk", setting_size(spec.resources.disk_bytes));
     field("idle timeout", setting_millis(spec.idle_timeout_ms));
     field("concurrency limit", spec.concurrency_limit.to_string());
     field("min instances", setting(spec.min_instances));

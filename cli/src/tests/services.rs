@@ -64,6 +64,10 @@ async fn a_service_is_uploaded_in_chunks_listed_shown_and_removed() {
     hard rtt            1s
     cpu                 500m
     memory              64MiB
+    processes           512
+    open files          -
+    log                 16MiB
+    disk                1GiB
     idle timeout        60s
     concurrency limit   1024
     min instances       -

@@ -15,6 +15,7 @@ use lca::{
     local::{self, Token},
     shutdown::Tasks,
 };
+use lca_allocator::driver::process::Grants;
 use lca_daemon::{
     Addresses, Settings, allocator,
     limits::{self, Room},
@@ -98,7 +99,11 @@ impl Fleet {
                 allocator: offer,
                 http,
                 keep_instances: false,
-                open_files: descriptors.given,
+                grants: Grants {
+                    open_files: descriptors.given,
+                    read: allocator::absolute(&args.allow_read),
+                    write: allocator::absolute(&args.allow_write),
+                },
             };
             allocators.push(allocator::App::open(config).await?);
         }

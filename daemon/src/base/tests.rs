@@ -4,7 +4,10 @@ use futures::FutureExt as _;
 use lca::config::Host;
 use lca_allocator::{
     Driver as _, Timing,
-    driver::{Launch, process::Process},
+    driver::{
+        Launch,
+        process::{Grants, Process},
+    },
 };
 use tempfile::TempDir;
 use tonic::{Streaming, transport::Channel};
@@ -106,7 +109,7 @@ async fn a_dropped_allocator_kills_what_runs() {
         allocator: lca_allocator::Config::new(data),
         http: lca_proxy::Config::default(),
         keep_instances: false,
-        open_files: None,
+        grants: Grants::default(),
     };
     let app = allocator::App::build(config, Arc::new(driver.clone())).await.unwrap();
     let launch_one = launch();
@@ -127,6 +130,8 @@ fn launch() -> Launch {
         arguments: vec!["1000".into()],
         environment: Default::default(),
         port: 1,
+        resources: lca::Resources::default(),
+        allowance: lca::Allowance::default(),
     }
 }
 

@@ -36,6 +36,11 @@ impl Output {
         Ok((Self { current, older: dir.join("output.log.1"), base: Mutex::new(0) }, file))
     }
 
+    /// The file that is written now.
+    pub(super) fn path(&self) -> &Path {
+        &self.current
+    }
+
     /// The files that an earlier run made in `dir`. Positions count from the oldest byte
     /// that is kept: how much was rotated away before is not known any more.
     pub(super) fn reopen(dir: &Path) -> Self {

@@ -42,7 +42,18 @@ struct Reading {
 /// # Errors
 /// [`Kind::Internal`] if the file cannot be read.
 pub(super) async fn read(held: Arc<Held>, from: Begin, follow: bool) -> Result<Output> {
-    let (position, end) = whole_lines(&held, from, follow).await.map_err(unreadable)?;
+    read_within(held, from, follow, UNFINISHED).await
+}
+
+/// The same, where the last line has so long to be finished.
+pub(super) async fn read_within(
+    held: Arc<Held>,
+    from: Begin,
+    follow: bool,
+    unfinished: Duration,
+) -> Result<Output> {
+    let whole = whole_lines(&held, from, follow, unfinished);
+    let (position, end) = whole.await.map_err(unreadable)?;
     let follow = follow.then(|| held.life());
     let until = if follow.is_some() { u64::MAX } else { end };
     let reading = Reading { held, position, until, follow };
@@ -52,10 +63,15 @@ pub(super) async fn read(held: Arc<Held>, from: Begin, follow: bool) -> Result<O
 /// Where reading `from` begins and the present end. Programs write a line in
 /// pieces: one that is being written has a moment to be finished, so that the last
 /// line is a whole one. One that has no end, such as a prompt, is given as it is.
-async fn whole_lines(held: &Arc<Held>, from: Begin, follow: bool) -> io::Result<(u64, u64)> {
+async fn whole_lines(
+    held: &Arc<Held>,
+    from: Begin,
+    follow: bool,
+    unfinished: Duration,
+) -> io::Result<(u64, u64)> {
     let reader = held.clone();
     let (begin, end) = blocking(move || reader.output.span(from)).await?;
-    let deadline = Instant::now() + UNFINISHED;
+    let deadline = Instant::now() + unfinished;
     loop {
         let running = held.is_running();
         let reader = held.clone();

@@ -6,12 +6,21 @@ use std::{io, time::Duration};
 use lca::{Error, Kind, ServiceName};
 use rustix::io::Errno;
 
+use super::spawn::Failed;
+
 /// Until it may be tried again here: instances end, and caches are written, in seconds.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why `service` could not be executed: [`Kind::NoCapacity`] with what the machine is
 /// short of, else [`Kind::StartFailed`].
-pub(super) fn blame(service: &ServiceName, error: io::Error) -> Error {
+pub(super) fn blame(service: &ServiceName, failed: Failed) -> Error {
+    let error = match failed {
+        Failed::Program(error) => error,
+        Failed::Confining(what, error) => {
+            let reason = format!("{service} cannot be confined on this machine: {what}");
+            return Error::new(Kind::NoCapacity, reason).because(error).retry_after(AGAIN);
+        }
+    };
     if let Some(short) = short_of(&error) {
         let reason = format!("{service} cannot be started on this machine: {short}");
         return Error::new(Kind::NoCapacity, reason).because(error).retry_after(AGAIN);
@@ -54,7 +63,7 @@ mod tests {
     #[test]
     fn the_service_is_blamed_only_for_what_is_its_own() {
         let kind = |errno: Errno| {
-            let error = blame(&"hello".parse().unwrap(), errno.into());
+            let error = blame(&"hello".parse().unwrap(), Failed::Program(errno.into()));
             assert!(error.public().starts_with("hello cannot be "), "{error}");
             error.kind()
         };
@@ -69,6 +78,10 @@ mod tests {
             Errno::IO,
         ];
         machine.into_iter().for_each(|errno| assert_eq!(kind(errno), Kind::NoCapacity, "{errno}"));
+        let confining = Failed::Confining("its group is gone", Errno::NOENT.into());
+        let error = blame(&"hello".parse().unwrap(), confining);
+        assert_eq!(error.kind(), Kind::NoCapacity);
+        assert!(error.public().ends_with("confined on this machine: its group is gone"), "{error}");
         for errno in [Errno::NOEXEC, Errno::NOENT, Errno::ACCESS, Errno::TOOBIG] {
             assert_eq!(kind(errno), Kind::StartFailed, "{errno}");
         }

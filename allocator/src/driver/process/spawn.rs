@@ -1,21 +1,29 @@
 //! Makes a process out of a [`Launch`]: the folder, the output file, the command, and
 //! the guards that undo each of them until somebody takes charge.
 //!
-//! Nothing here uses a hook between fork and exec, so the standard library can take
-//! the fast way (`posix_spawn`), which does not copy our page tables. So limits are set
-//! right after the program has been executed, while its loader runs: on a busy machine
-//! one that looks at them first thing may see ours.
+//! What the program may not do it is told between fork and exec ([`confine`]); the folder
+//! and the group of a process that could not be started go with their guard.
+//!
+//! [`confine`]: super::confine
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     fs, io,
     os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
+use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{leader::start_time, output::Output};
+use super::{
+    Grants,
+    cgroup::{Cgroups, Group},
+    confine::{self, Allowed, Confinement, Program, Report},
+    leader::start_time,
+    output::Output,
+};
 use crate::driver::Launch;
 
 /// Where programs are looked for by instances, if we have no `PATH` ourselves.
@@ -83,56 +91,118 @@ impl Drop for Newborn {
     }
 }
 
-/// Everything a process needs, ready to be spawned as often as it takes.
+/// The control group of one instance. Dropping it ends what is in it and removes it.
+#[derive(Debug)]
+pub(super) struct Grouped(Option<Group>);
+
+impl Grouped {
+    /// The group, no longer guarded.
+    pub(super) fn keep(mut self) -> Option<Group> {
+        self.0.take()
+    }
+}
+
+impl Drop for Grouped {
+    fn drop(&mut self) {
+        if let Some(group) = &self.0 {
+            let _swept_later_if_it_stays = group.destroy();
+        }
+    }
+}
+
+/// What a program gets besides its launch: the same for all of a driver.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    pub(super) cgroups: Option<Cgroups>,
+    pub(super) means: confine::Means,
+    pub(super) grants: Grants,
+}
+
+/// Why no process was made.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// The program cannot be executed, or its folder not be made.
+    Program(io::Error),
+    /// It cannot be confined as promised, for this reason.
+    Confining(&'static str, io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Program(error)
+    }
+}
+
+/// Everything a process needs, ready to be spawned as often as it takes. The fields are
+/// dropped in this order: a group before the folder its processes work in.
 #[derive(Debug)]
 pub(super) struct Prepared {
     command: Command,
-    open_files: Option<u64>,
+    report: Report,
     pub(super) output: Output,
+    pub(super) group: Grouped,
     pub(super) home: Home,
 }
 
 impl Prepared {
-    /// Makes the folder and the command, of a program that gets this soft limit of open
-    /// files if it is below ours. Blocks on the disk.
-    pub(super) fn new(home: PathBuf, launch: &Launch, open_files: Option<u64>) -> io::Result<Self> {
+    /// Makes the folder, the group and the command. Blocks on the disk.
+    pub(super) fn new(home: PathBuf, launch: &Launch, terms: &Terms) -> Result<Self, Failed> {
         let home = Home::create(home)?;
         let (output, file) = Output::create(home.path())?;
+        let (limits, cpu) = (&launch.allowance, launch.resources.cpu_millis);
+        let group = terms
+            .cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.create(launch.id, limits, cpu))
+            .transpose()
+            .map_err(|error| Failed::Confining("its control group could not be made", error))?;
+        let group = Grouped(group);
+        let allowed = Allowed {
+            program: &launch.program,
+            work: &home.work(),
+            output: output.path(),
+            port: launch.port,
+            read: &terms.grants.read,
+            write: &terms.grants.write,
+        };
+        let program = Program::new(&launch.program, &launch.arguments, environment(launch, &home))?;
+        let (group_of_it, soft) = (group.0.as_ref(), terms.grants.open_files);
+        let (confinement, report) =
+            Confinement::prepare(&terms.means, group_of_it, limits, soft, &allowed, program)
+                .map_err(|error| Failed::Confining("its limits could not be prepared", error))?;
         let mut command = Command::new(&launch.program);
         command
-            .args(&launch.arguments)
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
-            .envs(std::env::var_os("LANG").map(|lang| ("LANG", lang)))
-            .envs(&launch.environment)
             .current_dir(home.work())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        Ok(Self { command, open_files, output, home })
+        confinement.put_on(&mut command);
+        Ok(Self { command, report, output, group, home })
     }
 
     /// Blocks until the program has been executed, or could not be.
-    pub(super) fn spawn(&mut self) -> io::Result<Newborn> {
-        let child = self.command.spawn()?;
-        if let Some(soft) = self.open_files {
-            limit_open_files(child.id(), soft);
-        }
+    pub(super) fn spawn(&mut self) -> Result<Newborn, Failed> {
+        let child = self.command.spawn().map_err(|error| match self.report.failure() {
+            Some(step) => Failed::Confining(step, error),
+            None => Failed::Program(error),
+        })?;
         let start_time = start_time(child.id());
         Ok(Newborn { child: Some(child), start_time })
     }
 }
 
-/// Lowers the soft limit of a child of ours, which is not reaped yet. One that has ended
-/// already, or runs as somebody else, keeps what it had.
-fn limit_open_files(pid: u32, soft: u64) {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_some_and(|ours| ours <= soft) {
-        return;
-    }
-    let lower = Rlimit { current: Some(soft), maximum };
-    if let Err(error) = prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, lower) {
-        tracing::debug!(pid, %error, "a program keeps the allocator's limit of open files");
-    }
+/// The whole environment of a program: what finds other programs, where it may put
+/// temporary files, and what it is told, which may overrule both.
+fn environment(launch: &Launch, home: &Home) -> BTreeMap<OsString, OsString> {
+    let ours = std::env::var_os;
+    let mut environment = BTreeMap::from([
+        ("PATH".into(), ours("PATH").unwrap_or_else(|| DEFAULT_PATH.into())),
+        ("TMPDIR".into(), home.work().into()),
+    ]);
+    environment.extend(ours("LANG").map(|lang| ("LANG".into(), lang)));
+    let told = launch.environment.iter();
+    environment.extend(told.map(|(name, value)| (name.into(), value.into())));
+    environment
 }

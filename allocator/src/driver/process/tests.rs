@@ -6,12 +6,16 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use lca::{Digest, testing::eventually};
+use lca::{Allowance, Digest, Resources, testing::eventually};
 use tempfile::TempDir;
 
 use super::{leader::start_time, *};
 use crate::driver::suite::{self, Program};
 
+mod confined;
+
+/// A file of output is cut at half of what is kept.
+const ROTATE_AT: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Bench {
@@ -52,6 +56,8 @@ impl Bench {
                 ("LCA_NODE".into(), self.node.to_string()),
             ]),
             port: 1,
+            resources: Resources::default(),
+            allowance: Allowance::default(),
         }
     }
 
@@ -61,12 +67,17 @@ impl Bench {
         String::from_utf8_lossy(&pieces.concat()).into_owned()
     }
 
+    /// What it has written so far.
+    async fn written(&self, id: InstanceId) -> String {
+        let output = self.driver.logs(id, Begin::Oldest, false).await.unwrap();
+        let pieces: Vec<_> = output.try_collect().await.unwrap();
+        String::from_utf8_lossy(&pieces.concat()).into_owned()
+    }
+
     /// Waits for a line the script writes and returns what follows `key=` in it.
     async fn said(&self, id: InstanceId, key: &str) -> String {
         eventually(&format!("the script to say {key}"), async || {
-            let output = self.driver.logs(id, Begin::Oldest, false).await.unwrap();
-            let pieces: Vec<_> = output.try_collect().await.unwrap();
-            let text = String::from_utf8_lossy(&pieces.concat()).into_owned();
+            let text = self.written(id).await;
             let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             let line = whole.filter_map(|line| line.strip_prefix(&format!("{key}="))).next();
             line.map(str::to_owned)
@@ -75,20 +86,17 @@ impl Bench {
     }
 }
 
+impl Drop for Bench {
+    /// What a failed test has started is not left to others.
+    fn drop(&mut self) {
+        self.driver.kill_all();
+    }
+}
+
 /// Whether a process runs; a zombie does not.
 fn runs(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
-
-/// Whether we have this descriptor open in a way that every child gets it.
-fn was_inherited(number: &str) -> bool {
-    const CLOEXEC: u32 = 0o2000000;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    flags
-        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
-        .is_some_and(|f| f & CLOEXEC == 0)
 }
 
 #[tokio::test]
@@ -134,6 +142,9 @@ async fn what_cannot_be_executed_is_said_so() {
 #[tokio::test]
 async fn an_instance_gets_nothing_of_ours() {
     let bench = Bench::new();
+    // One that our children would get.
+    let open = fs::File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
     let mut launch = bench.script("env; pwd; ls -l /proc/self/fd; umask; echo done=1");
     launch.environment.insert("TOLD".into(), "yes".into());
     let id = launch.id;
@@ -145,6 +156,7 @@ async fn an_instance_gets_nothing_of_ours() {
         let expected = [
             "PATH",
             "LANG",
+            "TMPDIR",
             "TOLD",
             "LCA_INSTANCE_ID",
             "LCA_NODE",
@@ -159,11 +171,9 @@ async fn an_instance_gets_nothing_of_ours() {
     assert!(output.contains(&format!("{id}/work\n")), "{output}");
     let descriptors = output.lines().filter_map(|line| line.split_once(" -> "));
     let numbers = descriptors.filter_map(|(before, _)| before.rsplit(' ').next());
-    // 0, 1, 2, and the folder that `ls` reads. What whoever started this test left open
-    // for all its children was never ours to close.
-    let strangers: Vec<_> = numbers
-        .filter(|number| !["0", "1", "2", "3"].contains(number) && !was_inherited(number))
-        .collect();
+    // 0, 1, 2, and the folder that `ls` reads.
+    let strangers: Vec<_> =
+        numbers.filter(|number| !["0", "1", "2", "3"].contains(number)).collect();
     assert!(strangers.is_empty(), "{strangers:?} came along: {output}");
 }
 
@@ -171,22 +181,16 @@ async fn an_instance_gets_nothing_of_ours() {
 async fn an_instance_has_the_limit_of_open_files_that_it_is_given() {
     let bench = Bench::new();
     let ours = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap();
-    let driver = |soft| bench.driver.clone().with_open_files(soft);
-    // The limit comes a moment after the start, so the script waits for another than ours;
-    // the next one never sees another, and has seconds to.
-    let script = |tries| {
-        format!(
-            "n=0; while [ $(ulimit -Sn) = {ours} ] && [ $n -lt {tries} ]; do n=$((n+1)); \
-             sleep 0.01; done; echo soft=$(ulimit -Sn); echo hard=$(ulimit -Hn)"
-        )
-    };
-    let launch = bench.script(&script(2000));
+    let driver =
+        |soft| bench.driver.clone().with_grants(Grants { open_files: soft, ..Grants::default() });
+    let script = "echo soft=$(ulimit -Sn); echo hard=$(ulimit -Hn)";
+    let launch = bench.script(script);
     let id = launch.id;
     driver(Some(77)).start(launch).await.unwrap();
     assert_eq!(bench.said(id, "soft").await, "77");
     assert_ne!(bench.said(id, "hard").await, "77", "it could not raise its own");
     for soft in [None, Some(ours + 1)] {
-        let launch = bench.script(&script(10));
+        let launch = bench.script(script);
         let id = launch.id;
         driver(soft).start(launch).await.unwrap();
         assert_eq!(bench.said(id, "soft").await, ours.to_string());
@@ -245,7 +249,7 @@ fn a_forced_end_kills_groups_and_whoever_left_them() {
 
 #[tokio::test]
 async fn a_flood_is_bounded_while_the_instance_runs() {
-    const FLOOD: u64 = 5 * watch::ROTATE_AT;
+    const FLOOD: u64 = 5 * ROTATE_AT;
     let bench = Bench::new();
     let launch =
         bench.script(&format!("head -c {FLOOD} /dev/zero; echo flooded=1; exec sleep 1000"));
@@ -255,7 +259,7 @@ async fn a_flood_is_bounded_while_the_instance_runs() {
     let size = |name: &str| fs::metadata(home.join(name)).map_or(0, |found| found.len());
     eventually("the output to be rotated", async || {
         let kept = (size("output.log"), size("output.log.1"));
-        let bounded = kept.0 <= watch::ROTATE_AT && kept.1 == watch::ROTATE_AT;
+        let bounded = kept.0 <= ROTATE_AT && kept.1 == ROTATE_AT;
         if bounded { Ok(()) } else { Err(kept) }
     })
     .await;
@@ -279,13 +283,19 @@ async fn long_lines_and_binary_output_stall_nobody() {
 #[tokio::test]
 async fn the_last_line_is_a_whole_one_though_programs_write_in_pieces() {
     let bench = Bench::new();
-    let launch = bench.script("while :; do printf a; sleep 0.005; printf 'b\\n'; done");
+    let launch = bench.script(
+        // Some milliseconds between the pieces, without a program that has to be started.
+        "while :; do printf a; n=0; while [ $n -lt 3000 ]; do n=$((n+1)); done; printf 'b\\n'; done",
+    );
     let id = launch.id;
     bench.driver.start(launch).await.unwrap();
     eventually("a first line", async || !read(&bench.driver, id, Begin::Oldest).await.is_empty())
         .await;
     for _ in 0..30 {
-        assert_eq!(read(&bench.driver, id, Begin::LastLines(1)).await, b"ab\n");
+        // However long the machine takes over it.
+        let held = bench.driver.held(id).unwrap();
+        let last = reading::read_within(held, Begin::LastLines(1), false, PATIENCE).await.unwrap();
+        assert_eq!(last.try_collect::<Vec<_>>().await.unwrap().concat(), b"ab\n");
     }
     bench.driver.stop(id, PATIENCE).await.unwrap();
 
@@ -385,7 +395,7 @@ async fn one_that_is_no_child_of_ours_is_watched_and_stopped_all_the_same() {
         let pid = orphan(&id.to_string(), &bench.node.to_string());
         is_sleeping(pid).await;
         let started = Started { pid, start_time: start_time(pid) };
-        assert!(bench.driver.adopt(id, started).await.unwrap());
+        assert!(bench.driver.adopt(id, started, Allowance::default()).await.unwrap());
         // A sweep leaves it alone.
         bench.driver.sweep(bench.node).await;
         assert!(bench.driver.is_running(id) && runs(&pid.to_string()));
@@ -419,7 +429,7 @@ async fn a_number_that_another_process_has_now_is_not_trusted() {
         (InstanceId::random(), Started { pid: u32::MAX, start_time: 7 }),
     ] {
         fs::create_dir_all(bench.dir.path().join(format!("instances/{id}"))).unwrap();
-        assert!(!bench.driver.adopt(id, started).await.unwrap());
+        assert!(!bench.driver.adopt(id, started, Allowance::default()).await.unwrap());
         assert!(!bench.driver.is_running(id));
         bench.driver.stop(id, Duration::ZERO).await.unwrap();
         bench.driver.forget(id).await;

@@ -8,11 +8,14 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use lca::InstanceId;
+use lca::{Allowance, InstanceId};
 use rustix::process::{Pid, Signal, test_kill_process_group};
 use tokio::{
     sync::watch,
@@ -21,15 +24,15 @@ use tokio::{
 
 use super::{
     Exit, blocking,
+    cgroup::Group,
+    folder,
     leader::{Leader, time_to_look},
     output::Output,
     sweep,
 };
 use crate::driver::Stats;
 
-/// Output kept in one file; as much again in the older one.
-pub(super) const ROTATE_AT: u64 = 8 << 20;
-/// How often a quiet instance's output is looked at.
+/// How often a quiet instance's output and folder are looked at.
 const LOOK_QUIET: Duration = Duration::from_secs(2);
 /// How often a flood is looked at: a disk writes some 100 MB meanwhile.
 const LOOK_FLOOD: Duration = Duration::from_millis(100);
@@ -54,9 +57,22 @@ pub(super) enum Life {
 pub(super) struct Held {
     pub(super) home: PathBuf,
     pub(super) output: Output,
+    allowance: Allowance,
+    group: Option<Group>,
+    /// Whether it was killed for what it has in its folder.
+    overfull: AtomicBool,
     /// `None` once it may have been reaped.
     leader: Mutex<Option<Leader>>,
     life: watch::Receiver<Life>,
+}
+
+impl Drop for Held {
+    /// Whoever watched it may have gone with its runtime before the group was empty.
+    fn drop(&mut self) {
+        if let Some(group) = &self.group {
+            group.remove();
+        }
+    }
 }
 
 impl Held {
@@ -100,8 +116,26 @@ impl Held {
         }
     }
 
-    /// What the leader uses. Blocks on `/proc`.
+    /// Ends all of it by force that can be found at once: its group, and what has left
+    /// that but not its control group.
+    pub(super) fn kill(&self) {
+        self.signal(Signal::KILL);
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+    }
+
+    /// Whether its control group is gone; if nothing is in it any more, it is now.
+    pub(super) fn has_left_its_group(&self) -> bool {
+        self.group.as_ref().is_none_or(Group::try_destroy)
+    }
+
+    /// What it uses: all its processes where it has a control group, else the leader.
+    /// Blocks on `/proc` and the like.
     pub(super) fn stats(&self) -> io::Result<Stats> {
+        if let Some(group) = &self.group {
+            return if self.is_running() { group.stats() } else { Ok(Stats::default()) };
+        }
         // Held meanwhile: a child is not reaped, so its number is its own.
         let leader = self.lock();
         let Some(pid) = leader.as_ref().and_then(Leader::pid) else {
@@ -112,29 +146,64 @@ impl Held {
         Ok(if runs { stats } else { Stats::default() })
     }
 
+    /// Why it ended, where more is known than how.
+    fn why(&self, exit: Exit) -> Exit {
+        let forced = !matches!(exit, Exit::Code(0) | Exit::Signal(15));
+        let starved = || self.group.as_ref().is_some_and(|group| group.killed_for_memory() > 0);
+        if self.overfull.load(Ordering::Relaxed) {
+            Exit::OutOfDisk(self.allowance.disk_bytes)
+        } else if forced && starved() {
+            Exit::OutOfMemory(self.allowance.memory_bytes)
+        } else {
+            exit
+        }
+    }
+
+    /// Kills it if its folder holds more than it may. Blocks on the disk.
+    fn check_folder(&self) {
+        if folder::size(&self.home.join("work")) > self.allowance.disk_bytes {
+            self.overfull.store(true, Ordering::Relaxed);
+            self.kill();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Leader>> {
         // Nothing panics while holding it.
         self.leader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// What somebody takes charge of.
+#[derive(Debug)]
+pub(super) struct Charge {
+    pub(super) id: InstanceId,
+    pub(super) home: PathBuf,
+    pub(super) output: Output,
+    pub(super) group: Option<Group>,
+    pub(super) allowance: Allowance,
+}
+
+impl Charge {
+    fn held(self, leader: Option<Leader>, life: watch::Receiver<Life>) -> Arc<Held> {
+        let Self { home, output, group, allowance, .. } = self;
+        let (overfull, leader) = (AtomicBool::new(false), Mutex::new(leader));
+        Arc::new(Held { home, output, allowance, group, overfull, leader, life })
+    }
+}
+
 /// Holds `leader` and watches it from now on.
-pub(super) fn take_charge(
-    id: InstanceId,
-    leader: Leader,
-    home: PathBuf,
-    output: Output,
-) -> Arc<Held> {
+pub(super) fn take_charge(charge: Charge, leader: Leader) -> Arc<Held> {
     let (report, life) = watch::channel(Life::Running);
-    let held = Arc::new(Held { home, output, leader: Mutex::new(Some(leader)), life });
+    let id = charge.id;
+    let held = charge.held(Some(leader), life);
     tokio::spawn(watch(id, held.clone(), report));
     held
 }
 
 /// Holds what is left of an instance that ended while nobody watched.
-pub(super) fn ended_unwatched(home: PathBuf, output: Output) -> Arc<Held> {
+pub(super) fn ended_unwatched(charge: Charge) -> Arc<Held> {
     let (_, life) = watch::channel(Life::Gone(Exit::Unwatched));
-    Arc::new(Held { home, output, leader: Mutex::new(None), life })
+    charge.held(None, life)
 }
 
 async fn watch(id: InstanceId, held: Arc<Held>, report: watch::Sender<Life>) {
@@ -142,14 +211,17 @@ async fn watch(id: InstanceId, held: Arc<Held>, report: watch::Sender<Life>) {
     // A child is a zombie: its number is still ours.
     held.signal(Signal::KILL);
     let leader = held.lock().take();
-    let group = leader.as_ref().and_then(Leader::pid);
-    let exit = leader.map_or(Exit::Unwatched, Leader::reap);
+    let process_group = leader.as_ref().and_then(Leader::pid);
+    let exit = held.why(leader.map_or(Exit::Unwatched, Leader::reap));
     report.send_replace(Life::Exited(exit));
-    if let Some(group) = group {
+    if let Some(group) = process_group {
         group_gone(group).await;
     }
-    let work = held.home.join("work");
+    let (work, group) = (held.home.join("work"), held.group.clone());
     let cleared = blocking(move || {
+        if group.is_some_and(|group| !group.destroy()) {
+            tracing::warn!(instance = %id, "some of its processes hang; they are swept later");
+        }
         sweep::kill_strays(|found| found.instance == id);
         fs::remove_dir_all(work)
     });
@@ -168,7 +240,7 @@ async fn ended(held: &Held) {
     }
 }
 
-/// Rotates the output until `over`, often while it grows fast.
+/// Rotates the output and counts the folder until `over`, often while it grows fast.
 async fn keep_bounded_until(held: &Arc<Held>, over: impl Future<Output = ()>) {
     let mut over = std::pin::pin!(over);
     let (mut look, mut size) = (LOOK_QUIET, 0);
@@ -179,7 +251,11 @@ async fn keep_bounded_until(held: &Arc<Held>, over: impl Future<Output = ()>) {
         }
         let looked = held.clone();
         // A file that cannot be looked at now is looked at again.
-        let now = blocking(move || looked.output.rotate(ROTATE_AT)).await.unwrap_or(Some(size));
+        let now = blocking(move || {
+            looked.check_folder();
+            looked.output.rotate(looked.allowance.log_bytes / 2)
+        });
+        let now = now.await.unwrap_or(Some(size));
         look = if now.is_none_or(|now| now > size + FLOOD) { LOOK_FLOOD } else { LOOK_QUIET };
         size = now.unwrap_or(0);
     }

@@ -270,7 +270,12 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
     field("hard rtt", ms(was.hard_rtt_ms.into()), ms(is.hard_rtt_ms.into()));
     let (was, is) = (present.resources, wanted.resources);
     field("cpu", super::cpu(was.cpu_millis), super::cpu(is.cpu_millis));
-    field("memory", units::setting_size(was.memory_bytes), units::setting_size(is.memory_bytes));
+    let size = units::setting_size;
+    field("memory", size(was.memory_bytes), size(is.memory_bytes));
+    field("processes", super::setting(was.processes), super::setting(is.processes));
+    field("open files", super::setting(was.open_files), super::setting(is.open_files));
+    field("log", size(was.log_bytes), size(is.log_bytes));
+    field("disk", size(was.disk_bytes), size(is.disk_bytes));
     field("idle timeout", ms(present.idle_timeout_ms), ms(wanted.idle_timeout_ms));
     field(
         "concurrency limit",
