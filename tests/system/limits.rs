@@ -69,7 +69,7 @@ async fn an_allocator_with_64_descriptors_runs_what_fits_and_refuses_the_rest() 
     assert!(!running.is_empty(), "{refused}");
     assert!(refused.contains("places for instances are taken"), "{refused}");
     let folders = || pair.allocator.0.instance_folders();
-    assert_eq!(folders(), running.len(), "the refused left a folder");
+    assert_eq!(folders().len(), running.len(), "the refused left a folder");
     pair.release(&running.remove(0)).await?;
     running.push(pair.another().await?.expect("there is room again"));
     for id in &running {

@@ -91,11 +91,16 @@ impl Machine {
         processes::below(self.home.path())
     }
 
+    /// Where its allocator keeps the folders of instances.
+    pub(crate) fn allocator_dir(&self) -> PathBuf {
+        self.home.path().join(".local/share/lca/allocator/allocator/instances")
+    }
+
     /// Folders of instances that its allocator has.
-    pub(crate) fn instance_folders(&self) -> usize {
-        let dir = self.home.path().join(".local/share/lca/allocator/allocator/instances");
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.path().is_dir()).count()
+    pub(crate) fn instance_folders(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.allocator_dir()).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
     /// Sockets of daemons that are there.
@@ -156,6 +161,11 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Whether this is the shell it was started from.
+    pub(crate) fn is_shell(&self, pid: i32) -> bool {
+        self.shell.id().cast_signed() == pid
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ mod external;
 mod faults;
 mod idleness;
 mod killed_daemons;
+mod kills;
 mod limits;
 mod loss;
 mod machines;
