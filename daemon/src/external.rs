@@ -3,7 +3,8 @@
 //!
 //! It does for the service what an allocator does for an instance, but start and stop
 //! it: looks whether it is ready, lets requests in at its ingress, announces it. All of
-//! it follows from two looks a second apart, at the spec and at the address; nothing
+//! it follows from two looks a second apart (sooner until it is ready for the first
+//! time: `rhythm`), at the spec and at the address; nothing
 //! else is remembered, so a registry or a service that is away and comes back needs no
 //! special case. The invariant: it is announced and lets requests in only while `Ready`.
 //!
@@ -19,6 +20,7 @@
 
 mod held;
 mod instances;
+mod rhythm;
 
 use std::{
     collections::HashSet,
@@ -28,7 +30,7 @@ use std::{
 
 use lca::{
     Error, Kind, Result, ServiceHash,
-    api::proto::instances_server::InstancesServer,
+    api::proto::{InstanceState, instances_server::InstancesServer},
     discovery::Discovery,
     shutdown::Spawner,
     specs::{Cached, Specs},
@@ -46,10 +48,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::proxy::External;
 use held::Held;
+use rhythm::Rhythm;
 
-/// Between two looks: a service that is back is found again after a moment, and a
-/// request a second is nothing to any service.
-const EVERY: Duration = Duration::from_secs(1);
 /// Longest that requests of an earlier spec go on: as those of an instance that ends.
 const RETIRE: Duration = Duration::from_secs(30);
 /// Longest that requests go on when the daemon stops: as in an allocator.
@@ -146,9 +146,11 @@ impl Representative {
     }
 
     async fn look_for_ever(&self) {
+        let mut rhythm = Rhythm::default();
         loop {
             self.look().await;
-            sleep(EVERY).await;
+            let is_ready = self.held().state() == InstanceState::Ready;
+            sleep(rhythm.pause(is_ready)).await;
         }
     }
 

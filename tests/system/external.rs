@@ -26,7 +26,12 @@ use tokio::{
 
 /// The instances that the first proxy lists.
 async fn listed(cluster: &Cluster) -> Vec<Instance> {
-    let api = cluster.proxy_api(0).await.expect("the proxy answers");
+    listed_by(cluster, 0).await
+}
+
+/// The instances that proxy `n` lists.
+async fn listed_by(cluster: &Cluster, n: usize) -> Vec<Instance> {
+    let api = cluster.proxy_api(n).await.expect("the proxy answers");
     let request = ListInstancesRequest::default();
     let answer = InstancesClient::new(api).list_instances(request).await;
     answer.expect("it lists").into_inner().instances
@@ -81,6 +86,33 @@ async fn it_is_served_while_it_answers_and_found_again_when_it_is_back() -> anyh
     answers(&cluster, 0, "/printer/hello", 200).await;
     assert_eq!(is(&cluster, InstanceState::Ready).await.id, ready.id);
     assert_eq!(cluster.instances().await?, [], "no allocator has started anything");
+    cluster.drain().await;
+    Ok(())
+}
+
+// It looks for the first time before it has reached a registry. A busy machine is slow to
+// reach one, so the quickest of some counts.
+#[tokio::test]
+async fn it_is_announced_as_soon_as_a_registry_is_reached() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder().start().await?;
+    cluster.add(&Service::external("printer")).await?;
+    let printer = Outside::start();
+    let mut took = Vec::new();
+    while took.iter().all(|took| *took > Duration::from_millis(700)) {
+        anyhow::ensure!(took.len() < 6, "ready after {took:?}");
+        let n = cluster.represent("printer", printer.address()).await?;
+        let began = Instant::now();
+        let peer = cluster.proxy(n).peer.to_string();
+        eventually("it to be ready", async || {
+            let all = listed_by(&cluster, n).await;
+            let is_here = |one: &Instance| one.peer == peer && one.state() == InstanceState::Ready;
+            if all.iter().any(is_here) { Ok(()) } else { Err(all) }
+        })
+        .await;
+        took.push(began.elapsed());
+        cluster.stop_proxy(n).await;
+    }
+    drop(printer);
     cluster.drain().await;
     Ok(())
 }
