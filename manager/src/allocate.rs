@@ -88,6 +88,8 @@ pub(crate) async fn allocate(
     let mut plan = Plan::new(reach, allocators, &order, flight, all);
     let mut asking = Asking::new(order.hedges);
     let (mut calls, mut asked) = (Calls::new(), Vec::<Arc<Endpoint>>::new());
+    // Those that fell silent while they were at it: followed at once, and looked after.
+    let mut silent = Vec::<(Arc<Endpoint>, bool)>::new();
     let mut since = Instant::now();
     let landed = loop {
         let event = match asking.next() {
@@ -134,6 +136,9 @@ pub(crate) async fn allocate(
             }
             Some(Event::Ended(endpoint, Err(refused))) => {
                 let (peer, error) = (endpoint.peer, &refused.error);
+                if refused.no == No::Silent {
+                    silent.push((endpoint.clone(), false));
+                }
                 flight.step("allocate", since, format!("{}: {}", peer.short(), error.public()));
                 since = Instant::now();
                 tracing::debug!(
@@ -152,6 +157,9 @@ pub(crate) async fn allocate(
             Some(_) => "first",
         };
         flight.metrics().manager.hedges.with_label_values(&[outcome]).inc();
+    }
+    // Two may have started one.
+    if asked.len() > 1 {
         let at_it = asking.others(winner).into_iter().filter_map(|(peer, waited)| {
             Some((asked.iter().find(|endpoint| endpoint.peer == peer)?.clone(), waited))
         });
@@ -159,7 +167,7 @@ pub(crate) async fn allocate(
             reach: reach.clone(),
             metrics: flight.metrics().clone(),
             order: order.clone(),
-            at_it: at_it.collect(),
+            at_it: at_it.chain(silent).collect(),
             has_one: winner.is_some(),
         };
         surplus.let_go(calls, spawner);
@@ -178,7 +186,7 @@ fn heed(refused: Refused, peer: PeerId, asking: &mut Asking, plan: &mut Plan<'_>
     match no {
         No::Everywhere => asking.exhausted(),
         No::Full => plan.allocators.full(peer, plan.order.service),
-        No::Gone => {
+        No::Gone | No::Silent => {
             plan.allocators.failed(peer);
             plan.reach.discovery.forget(peer);
         }

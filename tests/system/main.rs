@@ -22,6 +22,7 @@ mod partition;
 mod registry;
 mod requests;
 mod scaling;
+mod silent_start;
 mod storm;
 mod takeover;
 mod three_machines;

@@ -105,8 +105,10 @@ pub(super) enum No {
     GivenUp,
     /// It has no room; others may.
     Full,
-    /// It cannot be reached.
+    /// It cannot be reached, and has not been asked.
     Gone,
+    /// It has fallen silent after it was asked: it may have started one, or do it yet.
+    Silent,
     /// It cannot or does not want to.
     Other,
 }
@@ -158,7 +160,8 @@ async fn ask(reach: &Reach, order: &Order, endpoint: &Arc<Endpoint>) -> Result<L
             return Err(Refused { error: late(endpoint, patience), no: No::GivenUp });
         }
         () = reach.dies(endpoint) => {
-            return Err(gone(Error::new(Kind::Unavailable, "stopped answering while it started it")));
+            let error = Error::new(Kind::Unavailable, "stopped answering while it started it");
+            return Err(Refused { error, no: No::Silent });
         }
     };
     let odd = || Error::new(Kind::Internal, "answered with something that was not asked for");

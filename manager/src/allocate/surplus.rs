@@ -1,5 +1,6 @@
 //! What comes second is released: where two allocators were asked, because the first did not
-//! answer within its promise, one instance is one too many as soon as both are ready.
+//! answer within its promise or fell silent, one instance is one too many as soon as both
+//! are ready.
 //!
 //! This outlives the flight, whose requests are served by what came first: the other call
 //! is heard out, and what it has started is found by the id of the request and released,
@@ -39,7 +40,7 @@ const LOOK: Duration = Duration::from_secs(3);
 /// that does not listen to SIGTERM delays.
 const RELEASE: Duration = Duration::from_secs(60);
 
-/// A start that two allocators were at.
+/// A start that more than one allocator was at.
 pub(super) struct Surplus {
     pub(super) reach: Reach,
     pub(super) metrics: Metrics,
@@ -71,7 +72,8 @@ impl Surplus {
         {
             let Event::Ended(endpoint, answer) = event else { continue };
             // Who has answered no has started none; who was given up may have.
-            let is_no = |refused: &Refused| !matches!(refused.no, No::GivenUp | No::Gone);
+            let is_no =
+                |refused: &Refused| !matches!(refused.no, No::GivenUp | No::Gone | No::Silent);
             if answer.as_ref().is_err_and(is_no) {
                 self.at_it.retain(|(one, _)| one.peer != endpoint.peer);
                 self.count("none");

@@ -185,6 +185,37 @@ async fn what_comes_second_is_released_though_its_allocator_cannot_be_reached_fo
     assert_eq!(states(&all[0]), [InstanceState::Stopped]);
 }
 
+/// The first of two falls silent while it starts one: the other is asked at once, and what the
+/// first has ready by the time it is heard of again is released.
+async fn the_first_falls_silent(world: World) {
+    let client = world.client();
+    let all = allocators(&world, &client, &[40, 1, 1]);
+    let manager = client.manager.clone();
+    let wish = Wish { deadline: Instant::now() + api::MAX_CALL, ..wish(HELLO) };
+    let picked = tokio::spawn(async move { manager.pick(wish).await });
+    eventually("the first to be asked", async || all[0].asked().len() == 1).await;
+    world.network.take_down(all[0].id());
+    let silent = Instant::now();
+    let target = picked.await.unwrap().unwrap();
+    assert_eq!(target.endpoint.peer, all[1].id());
+    assert!(silent.elapsed() < secs(8), "{:?}", silent.elapsed());
+    sleep(secs(60)).await;
+    assert_eq!(states(&all[0]), [InstanceState::Ready]);
+    world.network.bring_up(all[0].id());
+    comes_to(&client, "released").await;
+    assert_eq!(states(&all[0]), [InstanceState::Stopped]);
+    assert_eq!(states(&all[1]), [InstanceState::Ready]);
+    assert!(all[2].asked().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_that_fell_silent_has_started_is_released_when_it_is_back() {
+    the_first_falls_silent(World::new()).await;
+    // With leave for one it is one more than there may be.
+    let limited = lca::api::proto::ServiceSpec { max_instances: 1, ..spec(HELLO) };
+    the_first_falls_silent(World::with([limited])).await;
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
