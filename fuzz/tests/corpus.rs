@@ -40,3 +40,18 @@ fn a_record_is_the_word_of_its_signer_or_nothing() {
 fn headers_that_must_not_pass_do_not_and_ours_mean_the_same_everywhere() {
     run("mesh_headers", lca_fuzz::mesh_headers);
 }
+
+#[test]
+fn an_answer_is_what_was_sent_and_whole_or_none_and_leaves_nothing_behind() {
+    run("answers", lca_fuzz::answers);
+}
+
+#[test]
+fn what_points_inside_points_inside_and_a_time_is_the_one_that_was_said() {
+    run("rewriting", lca_fuzz::rewriting);
+}
+
+#[test]
+fn another_protocol_is_asked_for_in_the_same_words_or_not_at_all() {
+    run("upgrades", lca_fuzz::upgrades);
+}

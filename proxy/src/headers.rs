@@ -288,6 +288,21 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_time_is_what_its_number_says_up_to_a_day(
+            number in proptest::prop_oneof![0u64..100_000, 86_399_999..86_400_002u64, any::<u64>()],
+            (unit, micros) in proptest::sample::select(vec![("us", 1u128), ("ms", 1_000), ("s", 1_000_000)]),
+        ) {
+            let text = HeaderValue::try_from(format!("{number}{unit}")).unwrap();
+            let said = timeout(&[(TIMEOUT, text)].into_iter().collect());
+            let time = u128::from(number) * micros;
+            if (1..=86_400_000_000).contains(&time) {
+                prop_assert_eq!(said.unwrap().map(|time| time.as_micros()), Some(time));
+            } else {
+                prop_assert_eq!(said.unwrap_err().kind(), Kind::InvalidArgument);
+            }
+        }
+
+        #[test]
         fn no_via_makes_it_panic(text in "[\\t -~]{0,60}") {
             let mut headers = HeaderMap::new();
             headers.append(header::VIA, HeaderValue::try_from(text).unwrap());

@@ -47,13 +47,19 @@ fn location(target: &[u8], service: &ServiceName, way: Way) -> Option<Vec<u8>> {
         moved.push(b'/');
         moved.extend_from_slice(service.as_str().as_bytes());
     }
-    // "http://service?query" and "http://service" have no slash of their own, and "//x"
-    // would name another host.
-    if !path.starts_with(b"/") || (way == Way::Host && path.starts_with(b"//")) {
+    // "http://service?query" and "http://service" have no slash of their own.
+    if !path.starts_with(b"/") || (way == Way::Host && names_a_host(path)) {
         moved.extend_from_slice(if path.starts_with(b"/") { b"/." } else { b"/" });
     }
     moved.extend_from_slice(path);
     Some(moved)
+}
+
+/// Whether a path alone, `//x`, would be read as another host: browsers take `\` for a slash
+/// too, and see no tabs.
+fn names_a_host(path: &[u8]) -> bool {
+    let mut seen = path.iter().filter(|byte| **byte != b'\t');
+    seen.next() == Some(&b'/') && matches!(seen.next(), Some(b'/' | b'\\'))
 }
 
 /// What follows `http://{service}`, with or without the port that goes without saying.

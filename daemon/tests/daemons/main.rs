@@ -8,6 +8,8 @@ mod descriptors;
 mod idle;
 mod life;
 mod machine;
+mod net;
 mod refused;
 mod signals;
 mod stopping;
+mod times;
