@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -24,6 +24,9 @@ const MAX_OUTPUT_LINE: usize = 256;
 /// When to come again where nobody said anything better: the least that the header can
 /// say.
 const SOON: Duration = Duration::from_secs(1);
+
+/// How a server says in milliseconds when a gRPC client may call again (gRFC A6).
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What to do about a call that the other side has never heard of.
 const OLDER: &str = "stop it and start it again in this version; `lcactl peers` shows the versions";
@@ -181,6 +184,33 @@ impl Error {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
+    }
+}
+
+impl Error {
+    /// The same failure as an answer to a gRPC call: a head that ends it, with the status and
+    /// its details, and when to come again where that is known.
+    pub fn to_grpc(&self) -> Response<()> {
+        let mut response = Response::new(());
+        *response.headers_mut() = self.to_grpc_trailers();
+        let kind = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+
+    /// The same as the end of an answer that has begun.
+    pub fn to_grpc_trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        let status = Status::from(self.clone());
+        if status.add_header(&mut trailers).is_err() {
+            // What it says is no header value: its code is.
+            let code = HeaderValue::from(self.kind().grpc_code() as i32);
+            trailers.insert(Status::GRPC_STATUS, code);
+        }
+        if let Some(after) = self.0.retry_after {
+            trailers.insert(RETRY_PUSHBACK, HeaderValue::from(after.as_millis() as u64));
+        }
+        trailers
     }
 }
 

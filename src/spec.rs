@@ -61,6 +61,8 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
+    /// HTTP/2 in cleartext, with prior knowledge: what gRPC programs speak.
+    H2c,
 }
 
 /// Which allocator, of those within the soft requirement and with room, is chosen.
@@ -216,6 +218,7 @@ impl Spec {
         }
         part(match self.protocol {
             Protocol::Http1 => b"http1",
+            Protocol::H2c => b"h2c",
         });
         ServiceHash::from_sha256(hasher.finalize().into())
     }

@@ -10,7 +10,9 @@
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
-use lca::listen::out_of_descriptors;
+use http::Request;
+use lca::{Protocol, listen::out_of_descriptors};
+use lca_ingress::h2c_status;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -25,6 +27,8 @@ const LONGEST: Duration = Duration::from_millis(20);
 const TIMER: Duration = Duration::from_millis(2);
 /// A program that accepts and does not answer is asked anew after this long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// As what it asks.
+const AGENT: &str = "lca-readiness";
 
 /// Asks one program until it is ready.
 #[derive(Debug)]
@@ -32,6 +36,7 @@ pub struct Probe {
     address: SocketAddr,
     /// The address as people know it.
     place: String,
+    protocol: Protocol,
     http_path: Option<String>,
     /// What stood in the way at the last look.
     obstacle: Obstacle,
@@ -56,14 +61,15 @@ impl fmt::Display for Obstacle {
 }
 
 impl Probe {
-    /// Looks at `address`: until it accepts or, with a path, until GET answers 2xx.
-    pub fn new(address: SocketAddr, http_path: Option<String>) -> Self {
+    /// Looks at `address`: until it accepts or, with a path, until GET answers 2xx in the
+    /// `protocol` that it is to speak.
+    pub fn new(address: SocketAddr, protocol: Protocol, http_path: Option<String>) -> Self {
         let place = match address.ip().is_loopback() {
             true => format!("port {}", address.port()),
             false => address.to_string(),
         };
         let obstacle = Obstacle::Program(format!("nothing listens on {place}"));
-        Self { address, place, http_path, obstacle }
+        Self { address, place, protocol, http_path, obstacle }
     }
 
     /// What stood in the way at the last look.
@@ -108,14 +114,32 @@ impl Probe {
         let Some(path) = &self.http_path else {
             return Ok(());
         };
-        Err(Obstacle::Program(
-            match timeout(ANSWER_WITHIN, get(stream, path, self.address)).await {
-                Ok(Ok(status)) if status.starts_with('2') => return Ok(()),
-                Ok(Ok(status)) => format!("GET {path} answers {status}"),
-                Ok(Err(_)) => format!("GET {path} is not answered in HTTP"),
-                Err(_) => format!("GET {path} is not answered within {ANSWER_WITHIN:?}"),
-            },
-        ))
+        Err(Obstacle::Program(match timeout(ANSWER_WITHIN, self.get(stream, path)).await {
+            Ok(Ok(status)) if status.starts_with('2') => return Ok(()),
+            Ok(Ok(status)) => format!("GET {path} answers {status}"),
+            Ok(Err(_)) => format!("GET {path} is not answered in {}", self.language()),
+            Err(_) => format!("GET {path} is not answered within {ANSWER_WITHIN:?}"),
+        }))
+    }
+
+    fn language(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Http1 => "HTTP",
+            Protocol::H2c => "HTTP/2",
+        }
+    }
+
+    /// The three digits of the status of a GET.
+    async fn get(&self, stream: TcpStream, path: &str) -> io::Result<String> {
+        match self.protocol {
+            Protocol::Http1 => get(stream, path, self.address).await,
+            Protocol::H2c => {
+                let uri = format!("http://{}{path}", self.address);
+                let request = Request::get(uri).header("user-agent", AGENT).body(());
+                let status = h2c_status(stream, request.map_err(io::Error::other)?).await;
+                status.map(|status| status.as_str().to_owned()).map_err(io::Error::other)
+            }
+        }
     }
 }
 
@@ -125,10 +149,10 @@ fn is_self(stream: &TcpStream) -> bool {
     matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(other)) if own == other)
 }
 
-/// The three digits of the status of a GET.
+/// The same in HTTP/1.1.
 async fn get(mut stream: TcpStream, path: &str, host: SocketAddr) -> io::Result<String> {
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: lca-readiness\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
     // "HTTP/1.1 200": nothing more is of interest.
@@ -185,7 +209,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let mut probe = Probe::new(address, None);
+        let mut probe = Probe::new(address, Protocol::Http1, None);
         assert!(timeout(Duration::from_millis(20), probe.ready(|| true)).await.is_err());
         assert!(
             probe.obstacle().to_string().starts_with("nothing listens"),
@@ -199,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_on_the_port_of_a_dead_program_is_not_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut probe = Probe::new(listener.local_addr().unwrap(), None);
+        let mut probe = Probe::new(listener.local_addr().unwrap(), Protocol::Http1, None);
         assert!(timeout(Duration::from_millis(50), probe.ready(|| false)).await.is_err());
         assert!(probe.obstacle().to_string().contains("somebody else"), "{}", probe.obstacle());
     }
@@ -233,7 +257,7 @@ mod tests {
             }
             requests
         };
-        let mut probe = Probe::new(address, Some("/healthz".into()));
+        let mut probe = Probe::new(address, Protocol::Http1, Some("/healthz".into()));
         let (requests, ready) = tokio::join!(server, timeout(PATIENCE, probe.ready(|| true)));
         ready.unwrap();
         assert!(requests.iter().all(|request| request.starts_with("GET /healthz HTTP/1.1\r\n")));
@@ -242,5 +266,44 @@ mod tests {
             "{}",
             probe.obstacle()
         );
+    }
+
+    #[tokio::test]
+    async fn a_program_of_http2_is_asked_in_http2() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut probe = Probe::new(address, Protocol::H2c, Some("/healthz".into()));
+        let server = async {
+            // One that speaks HTTP/1.1 is not ready, nor is one that says so.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            drop(stream);
+            for status in [503, 200] {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut answer))) = connection.accept().await {
+                    assert_eq!(
+                        (request.method().as_str(), request.uri().path()),
+                        ("GET", "/healthz")
+                    );
+                    let head = http::Response::builder().status(status).body(()).unwrap();
+                    answer.send_response(head, true).unwrap();
+                }
+            }
+        };
+        let looks = async {
+            let said = [probe.look().await, probe.look().await].map(|look| match look {
+                Err(Obstacle::Program(said)) => said,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(said[0], "GET /healthz is not answered in HTTP/2");
+            assert_eq!(said[1], "GET /healthz answers 503");
+            probe.ready(|| true).await;
+        };
+        let (looked, ()) = tokio::join!(timeout(PATIENCE, looks), async {
+            // It ends with the connection of the last look.
+            let _served = timeout(PATIENCE, server).await;
+        });
+        looked.unwrap();
     }
 }

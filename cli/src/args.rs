@@ -236,6 +236,10 @@ pub struct Add {
     /// fewest of them, or the one most used that has room [default: nearest]
     #[arg(long, value_enum, value_name = "nearest|spread|pack", hide_possible_values = true)]
     pub placement: Option<Placement>,
+    /// What it speaks on its port: HTTP/1.1, or HTTP/2 in cleartext as gRPC programs do
+    /// [default: http1]
+    #[arg(long, value_enum, value_name = "http1|h2c", hide_possible_values = true)]
+    pub protocol: Option<Protocol>,
     /// Longest body of a request [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub max_body: Option<u64>,
@@ -276,6 +280,24 @@ impl From<Placement> for lca::Placement {
             Placement::Nearest => Self::Nearest,
             Placement::Spread => Self::Spread,
             Placement::Pack => Self::Pack,
+        }
+    }
+}
+
+/// What an instance speaks, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 in cleartext, with prior knowledge.
+    H2c,
+}
+
+impl From<Protocol> for lca::api::proto::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http1 => Self::Http1,
+            Protocol::H2c => Self::H2c,
         }
     }
 }

@@ -226,6 +226,11 @@ mod tests {
             let said = refused(text);
             assert!(said.contains(reason), "{text}: {said}");
         }
+        for named in ["h2c", "PROTOCOL_H2C"] {
+            let text = format!(r#"{{ "protocol": "{named}" }}"#);
+            let spec = proto::ServiceSpec::try_from(parse(text.as_bytes()).unwrap().spec);
+            assert_eq!(spec.unwrap().protocol(), proto::Protocol::H2c);
+        }
         let odd = parse(br#"{ "protocol": "PROTOCOL_PIGEON" }"#).unwrap().spec;
         assert!(proto::ServiceSpec::try_from(odd).is_err());
     }

@@ -284,6 +284,9 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
     fn try_from(spec: ServiceSpec) -> Result<Self, Error> {
         let protocol = match spec.protocol.as_str() {
             "" => proto::Protocol::Unspecified,
+            // As it is typed.
+            "http1" => proto::Protocol::Http1,
+            "h2c" => proto::Protocol::H2c,
             name => proto::Protocol::from_str_name(name).ok_or_else(|| {
                 Error::new(Kind::InvalidArgument, format!("protocol: {name:?} is not known here"))
             })?,

@@ -166,7 +166,7 @@ impl Representative {
         match spec {
             Ok(spec) => {
                 let path = spec.spec.readiness.http_path.clone();
-                match Probe::new(*address, path).look().await {
+                match Probe::new(*address, spec.spec.protocol, path).look().await {
                     // It may answer or not: what is known of it holds.
                     Err(Obstacle::NoDescriptor) => {
                         tracing::debug!(%service, "{}", Obstacle::NoDescriptor);

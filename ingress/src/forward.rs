@@ -19,7 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lca::{
-    Error, InstanceId, Kind, PeerId, ServiceHash,
+    Error, InstanceId, Kind, PeerId, Protocol, ServiceHash,
     headers::{self, Failure, Load, Refusal},
     metrics::{Ended, Exchange, Held},
 };
@@ -138,6 +138,9 @@ where
     let asked = hygiene::upgrade(request.headers());
     let client = hyper::upgrade::on(&mut request);
     let tunnels = asked.as_ref().is_some_and(|protocol| protocol == headers::TUNNEL);
+    let h2c = instance.local.protocol == Protocol::H2c;
+    // A stream of HTTP/2 stays one: the request is answered as if it asked for nothing.
+    let asked = asked.filter(|_| tunnels || !h2c);
     let mut request = match for_application(request, &ingress, &instance) {
         Ok(request) => request,
         Err(error) => {
@@ -150,6 +153,7 @@ where
     }
     let started = Instant::now();
     let sent = match tunnels {
+        false if h2c => ingress.streams.send(&instance.local, request).await,
         false => ingress.pool.send(&instance.local, request).await,
         true => dial(&ingress, &instance.local, request).await,
     };

@@ -17,7 +17,7 @@ use std::{
 };
 
 use lca::{
-    InstanceId, ServiceHash, ServiceName,
+    InstanceId, Protocol, ServiceHash, ServiceName,
     headers::{Load, Refusal},
     metrics,
 };
@@ -47,6 +47,8 @@ pub struct Local {
     pub service: ServiceName,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What it speaks there.
+    pub protocol: Protocol,
     /// Requests it is given at once; more wait for a place, for a while.
     pub limit: u32,
 }

@@ -23,7 +23,7 @@ use std::{
 use futures::future::BoxFuture;
 use lca::{Error, InstanceId, Kind, PeerId, Result, config::Timeouts, metrics::Metrics};
 use lca_node::{
-    h1,
+    h1, h2c,
     mesh::{Alpn, ServeHttp, Stream},
     mux,
 };
@@ -32,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 use instance::Instance;
 pub use instance::{Local, Registration};
+/// What an instance that speaks HTTP/2 is asked with before there are requests for it.
+pub use lca_node::h2c::status as h2c_status;
 
 /// How long ingress waits.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +92,7 @@ struct Shared {
     config: Config,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pool: h1::Pool<Loopback>,
+    streams: h2c::Pool<Loopback>,
     metrics: Metrics,
     /// Requests that were cut off because their instance went, since the beginning.
     cut: AtomicU64,
@@ -99,8 +102,9 @@ impl Ingress {
     /// One that knows no instance yet, and counts in `metrics`.
     pub fn new(config: Config, metrics: Metrics) -> Self {
         let pool = h1::Pool::new(Loopback, config.instances);
+        let streams = h2c::Pool::new(Loopback, config.instances);
         let (instances, cut) = (Mutex::default(), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { config, instances, pool, metrics, cut }) }
+        Self { shared: Arc::new(Shared { config, instances, pool, streams, metrics, cut }) }
     }
 
     /// Requests cut off so far because their instance was given up with them open. Whoever

@@ -19,6 +19,7 @@ use link::Links;
 
 mod book;
 pub mod h1;
+pub mod h2c;
 pub mod identity;
 pub mod link;
 pub mod mesh;

@@ -30,7 +30,7 @@ mod shared;
 mod tests;
 
 pub use body::Incoming;
-pub use pool::{Hop, takes};
+pub use pool::{Hop, Streamed, takes};
 pub use server::serve;
 pub use shared::Cut;
 

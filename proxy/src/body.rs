@@ -58,7 +58,8 @@ struct State<B> {
     // With an attempt while that lives.
     source: Option<Patient<B>>,
     hint: SizeHint,
-    hold: bool,
+    // Bytes that may still be held; `None`: it is too long to be.
+    hold: Option<u64>,
     // Bytes that may still come.
     room: u64,
     most: u64,
@@ -77,14 +78,15 @@ where
     B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// Holds the body if it says that it has at most `hold` bytes. Its source may be
-    /// silent for `quiet`; it fails when it turns out to have more than `most` bytes.
+    /// Holds the body unless it says that it has more than `hold` bytes, and no more than so
+    /// many of one that does not say. Its source may be silent for `quiet`; it fails when it
+    /// turns out to have more than `most` bytes.
     pub(crate) fn new(body: B, hold: u64, most: u64, quiet: Duration) -> Self {
         if body.is_end_stream() {
             return Self { state: None };
         }
         let hint = body.size_hint();
-        let hold = hint.exact().is_some_and(|length| length <= hold);
+        let hold = hint.exact().is_none_or(|length| length <= hold).then_some(hold);
         let state = State {
             source: Some(Patient::new(body, quiet)),
             hint,
@@ -107,7 +109,17 @@ where
 
     /// Whether another attempt will be able to send all of it, however far one has come.
     pub(crate) fn stays_whole(&self) -> bool {
-        self.state.as_ref().is_none_or(|state| lock(state).hold)
+        self.state.as_ref().is_none_or(|state| {
+            let state = lock(state);
+            state.hold.is_some() && state.hint.exact().is_some()
+        })
+    }
+
+    /// There will be no other attempt: nothing more is held.
+    pub(crate) fn settled(&self) {
+        if let Some(state) = &self.state {
+            lock(state).let_go();
+        }
     }
 
     /// Whether another attempt could send all of it.
@@ -139,6 +151,25 @@ where
                 Attempt { state, source: None, next: 0, hint, bytes }.boxed_unsync()
             }
         }
+    }
+}
+
+impl<B> State<B> {
+    /// Holds `data` as well, if there is room for it.
+    fn holds(&mut self, data: &Bytes) -> bool {
+        let left = self.hold.and_then(|left| left.checked_sub(data.len() as u64));
+        match left {
+            Some(_) => self.held.push(data.clone()),
+            None => self.let_go(),
+        }
+        self.hold = left;
+        left.is_some()
+    }
+
+    fn let_go(&mut self) {
+        self.hold = None;
+        self.held = Vec::new();
+        self.lost = true;
     }
 }
 
@@ -197,11 +228,12 @@ where
         }
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) if state.hold => {
-                    state.held.push(data.clone());
-                    this.next += 1;
+                Some(data) => {
+                    if state.holds(data) {
+                        this.next += 1;
+                    }
                 }
-                _ => state.lost = true,
+                None => state.let_go(),
             },
             Some(Err(error)) => state.failed = Some(Broke::of(error)),
             None => {}

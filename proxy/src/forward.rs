@@ -26,6 +26,7 @@ use crate::{
     body::{Broke, Download, Upload},
     budget::Budgets,
     debug::Trace,
+    grpc,
     headers::{self, Via},
     retry::{Trouble, is_idempotent},
     rewrite,
@@ -135,6 +136,7 @@ impl Forward {
         after: &After,
     ) -> Result<Response<Body>, BrokenOff> {
         let id = RequestId::random();
+        let call = grpc::is_call(request.version(), request.headers());
         let mut exchange = Exchange::at_front(self.manager.metrics());
         let mut trace = None;
         let answered =
@@ -151,14 +153,17 @@ impl Forward {
             Err(Stopped::Failed(error)) => {
                 exchange.ended(Ended::Failed(error.kind()));
                 tracing::debug!(request = %id, kind = error.kind().slug(), error = error.chain(), "failed");
-                let mut problem = error.to_problem(id.as_str()).map(h1::full);
+                let mut problem = match call {
+                    true => error.to_grpc().map(|()| h1::empty()),
+                    false => error.to_problem(id.as_str()).map(h1::full),
+                };
                 if problem.status() == StatusCode::METHOD_NOT_ALLOWED {
                     let methods = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, CONNECT";
                     problem.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
                 }
                 // What one reader took for an error another may have read on from.
                 let unread = [Kind::InvalidArgument, Kind::TooLarge, Kind::TooSlow];
-                if unread.contains(&error.kind()) {
+                if unread.contains(&error.kind()) && !call {
                     let close = HeaderValue::from_static("close");
                     problem.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -245,6 +250,8 @@ impl Forward {
         if let Some(waits) = times.unusual(&self.config) {
             parts.extensions.insert(waits);
         }
+        let streamed = grpc::is_streamed(&parts);
+        let call = grpc::is_call(parts.version, &parts.headers);
         let Config { attempts, refusals, .. } = self.config;
         let deadline = wish.deadline;
         let mut since = wish.since();
@@ -255,8 +262,8 @@ impl Forward {
             let begun = trace.is_some().then(|| since.take().unwrap_or_else(Instant::now));
             let target = match self.pick(wish.clone()).await {
                 Ok(target) => target,
-                // Nowhere else to go. If an application has had the request, that it
-                // broke off says more than that there is no other.
+                // Nowhere else to go. If an application has had the request, or too many of
+                // them, that says more than that there is no other.
                 Err(error) => return Err(before.unwrap_or(error).into()),
             };
             tracing::debug!(request = %id, service = %wish.service, instance = %target.instance.short(),
@@ -270,7 +277,10 @@ impl Forward {
                 None => self.budgets.asked(target.counted.label(), Instant::now()),
             }
             let counted = target.counted.at_front();
-            let request = to_instance(&parts, &target, upload.attempt(&counted.upload));
+            let mut request = to_instance(&parts, &target, upload.attempt(&counted.upload));
+            if streamed {
+                request.extensions_mut().insert(mux::Streamed);
+            }
             let (trouble, cause) = match self.hop.send(&target.endpoint, request).await {
                 Ok(mut answer) => match self.judge(&target, &answer, upload.is_none()) {
                     Ok(under_way) => {
@@ -289,9 +299,10 @@ impl Forward {
                         if upgrade.is_some() {
                             return Err(explain(&target, Trouble::Garbled, None).into());
                         }
+                        upload.settled();
                         let ended = Ended::Answered(answer.status());
                         let bytes = counted.download.clone();
-                        let mut told = to_client(answer, bytes, under_way, until);
+                        let mut told = to_client(answer, bytes, under_way, until, call);
                         rewrite::inside(told.headers_mut(), &wish.service, way);
                         return Ok((told, ended));
                     }
@@ -333,7 +344,8 @@ impl Forward {
             let busy = trouble == Trouble::Busy;
             // What runs already may serve it. For a line of ours nothing more is started.
             wish.allocate &= !busy;
-            before = before.or((maybe_seen || busy).then_some(error));
+            let full = trouble == Trouble::Refused(Refusal::Overloaded);
+            before = before.or((maybe_seen || busy || full).then_some(error));
             last = Some(trouble);
             wish.tried.push(target.instance);
         }
@@ -391,16 +403,23 @@ fn to_instance(parts: &request::Parts, target: &Target, body: Body) -> Request<B
     request
 }
 
+/// The answer as it goes to the client, who has made a gRPC `call` or not.
 fn to_client(
     answer: Response<Body>,
     bytes: Counter,
     under_way: UnderWay,
     until: Option<Instant>,
+    call: bool,
 ) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_11;
     headers::for_client(&mut parts.headers);
-    Response::from_parts(parts, Download::new(body, bytes, under_way, until).boxed_unsync())
+    let body = Download::new(body, bytes, under_way, until).boxed_unsync();
+    let body = match call && grpc::has_its_type(&parts.headers) {
+        true => grpc::Ending::new(body).boxed_unsync(),
+        false => body,
+    };
+    Response::from_parts(parts, body)
 }
 
 fn redirect(location: HeaderValue) -> Response<Body> {

@@ -13,6 +13,7 @@ mod budget;
 mod debug;
 mod forward;
 mod front;
+mod grpc;
 mod h2;
 pub mod headers;
 mod retry;

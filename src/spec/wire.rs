@@ -39,6 +39,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         let scale = Scale::of(&spec, artifact.is_none(), concurrency_limit)?;
         let protocol = match proto::Protocol::try_from(spec.protocol) {
             Ok(proto::Protocol::Unspecified | proto::Protocol::Http1) => Protocol::Http1,
+            Ok(proto::Protocol::H2c) => Protocol::H2c,
             Err(_) => {
                 return Err(invalid(
                     "protocol is not known here: is this node older than the client?",
@@ -116,6 +117,7 @@ impl From<&Spec> for proto::ServiceSpec {
             environment: spec.environment.clone(),
             protocol: match spec.protocol {
                 Protocol::Http1 => proto::Protocol::Http1.into(),
+                Protocol::H2c => proto::Protocol::H2c.into(),
             },
             readiness: Some(proto::Readiness {
                 http_path: spec.readiness.http_path.clone().unwrap_or_default(),

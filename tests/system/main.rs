@@ -8,6 +8,7 @@ mod at_most;
 mod calls;
 mod external;
 mod faults;
+mod grpc;
 mod idleness;
 mod killed_daemons;
 mod kills;

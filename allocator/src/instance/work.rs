@@ -218,7 +218,8 @@ impl Owner {
     async fn ask_until(&self, port: u16, deadline: Instant) -> Result<Attempt> {
         let (id, driver) = (self.entry.id, &self.supervisor.driver);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut probe = Probe::new(address, self.entry.spec.readiness.http_path.clone());
+        let spec = &self.entry.spec;
+        let mut probe = Probe::new(address, spec.protocol, spec.readiness.http_path.clone());
         Ok(tokio::select! {
             biased;
             exit = driver.wait(id) => Attempt::Exited(exit?),
@@ -253,6 +254,7 @@ impl Owner {
             hash: self.entry.hash,
             service: self.entry.spec.name.clone(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            protocol: self.entry.spec.protocol,
             limit: self.entry.spec.concurrency_limit,
         });
         self.entry.set_door(&door);

@@ -135,6 +135,7 @@ fn fields(spec: &ServiceSpec) -> Table {
     for (name, value) in &spec.environment {
         field("environment", format!("{name}={value}"));
     }
+    field("protocol", protocol(spec));
     field("ready path", spec.readiness.http_path.clone());
     field("start timeout", setting_millis(spec.readiness.start_timeout_ms));
     field("soft rtt", setting_millis(spec.requirements.soft_rtt_ms.into()));
@@ -173,6 +174,14 @@ fn limits(limits: &Limits) -> [(&'static str, String); 4] {
 /// A number of which 0 means that there is none.
 fn setting(number: u32) -> String {
     if number == 0 { String::new() } else { number.to_string() }
+}
+
+/// The protocol as it is typed.
+fn protocol(spec: &ServiceSpec) -> String {
+    match spec.protocol.strip_prefix("PROTOCOL_") {
+        None | Some("UNSPECIFIED") => "http1".into(),
+        Some(name) => name.to_lowercase(),
+    }
 }
 
 /// The placement as it is typed.

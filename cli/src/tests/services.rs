@@ -58,6 +58,7 @@ async fn a_service_is_uploaded_in_chunks_listed_shown_and_removed() {
     argument            --port
     argument            ${SERVICE_PORT}
     environment         A=B
+    protocol            http1
     ready path          -
     start timeout       10s
     soft rtt            100ms

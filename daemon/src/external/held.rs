@@ -102,7 +102,8 @@ impl Held {
                         let (instance, hash) = (self.id, spec.hash);
                         let limit = spec.spec.concurrency_limit;
                         let service = spec.spec.name.clone();
-                        let local = Local { instance, hash, service, address, limit };
+                        let protocol = spec.spec.protocol;
+                        let local = Local { instance, hash, service, address, protocol, limit };
                         self.way_in = Some(Arc::new(register(local)));
                     }
                 }

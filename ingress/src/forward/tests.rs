@@ -68,6 +68,7 @@ impl World {
             hash: ServiceHash::from_sha256([7; 32]),
             service: "hello".parse().unwrap(),
             address: app.local_addr().unwrap(),
+            protocol: Protocol::Http1,
             limit: 1,
         };
         Self { ingress: Ingress::new(Config::default(), Metrics::default()), app, local }

@@ -13,6 +13,7 @@ fn local(limit: u32) -> Local {
         hash: ServiceHash::from_sha256([7; 32]),
         service: "hello".parse().unwrap(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        protocol: Protocol::Http1,
         limit,
     }
 }

@@ -14,6 +14,7 @@ use hyper::body::{Body as HttpBody, Frame as BodyFrame, SizeHint};
 use lca::{Error, Kind as Fault};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
     time::Instant,
 };
 
@@ -115,8 +116,13 @@ impl Connection {
         let began = Instant::now();
         let mut exchange = Exchange {
             open: Some(Open { shared: self.shared.clone(), id }),
-            upload: (kind == Kind::Head).then_some(body),
-            held: None,
+            upload: (kind == Kind::Head).then(|| Upload {
+                shared: self.shared.clone(),
+                id,
+                body,
+                held: None,
+            }),
+            rest: None,
         };
         let answered =
             in_time(std::future::poll_fn(|cx| exchange.poll_head(cx)), &sent, limits.head);
@@ -128,6 +134,7 @@ impl Connection {
             Ok((head, whole)) => {
                 let length = head::length(head.headers()).unwrap_or_default();
                 let body = Incoming::new(self.shared.clone(), id, length, whole);
+                exchange.go_on(whole);
                 exchange.finish_if(whole);
                 let mut answer = head.map(|()| {
                     Answer { body: Patient::new(body, limits.quiet), exchange, _sent: sent }
@@ -206,16 +213,22 @@ impl Drop for Open {
 #[derive(Debug)]
 struct Exchange {
     open: Option<Open>,
-    upload: Option<Outgoing>,
-    /// Taken of it and not sent yet, and whether that is its end.
-    held: Option<(Bytes, bool)>,
+    upload: Option<Upload>,
+    /// The task that goes on with it once the head of the answer is there: who asked may
+    /// read nothing of the answer until all is sent.
+    rest: Option<Rest>,
 }
 
 impl Exchange {
     /// The head of the answer, and whether that is all of it. Sends the body meanwhile.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Response<()>, bool), Lost>> {
-        if self.poll_upload(cx).is_err() {
-            return Poll::Ready(Err(Lost::Sent));
+        if let Some(upload) = &mut self.upload
+            && let Poll::Ready(ended) = upload.poll(cx)
+        {
+            if ended.is_err() {
+                return Poll::Ready(Err(Lost::Sent));
+            }
+            self.upload = None;
         }
         let Some(Open { shared, id }) = &self.open else { return Poll::Ready(Err(Lost::Sent)) };
         let mut state = shared.lock();
@@ -241,45 +254,21 @@ impl Exchange {
         }
     }
 
-    /// Sends of the body what there is and what the other end takes.
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BoxError> {
-        let Some(Open { shared, id }) = &self.open else { return Ok(()) };
-        while let Some(body) = &mut self.upload {
-            if let Some((data, over)) = &mut self.held {
-                while shared.poll_send(cx, *id, data, *over).is_ready() && !data.is_empty() {}
-                if !data.is_empty() {
-                    break;
-                }
-                let over = *over;
-                self.held = None;
-                if over {
-                    self.upload = None;
-                    break;
-                }
-            }
-            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { break };
-            let frame = frame.transpose()?;
-            let over = frame.is_none() || body.is_end_stream();
-            match frame.map(BodyFrame::into_data) {
-                Some(Ok(data)) if data.is_empty() && !over => {}
-                Some(Ok(data)) => self.held = Some((data, over)),
-                Some(Err(frame)) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    shared.tell(|state| put_trailers(state, *id, &trailers));
-                    self.upload = None;
-                }
-                None => {
-                    shared.tell(|state| frame::put(&mut state.out, Kind::LastData, *id, &[]));
-                    self.upload = None;
-                }
-            }
+    /// Leaves what is not sent yet to a task, unless the answer is whole already.
+    fn go_on(&mut self, whole: bool) {
+        if !whole && let Some(mut upload) = self.upload.take() {
+            let rest = async move {
+                // If the request breaks off now, the answer has come nevertheless.
+                let _ended_early = std::future::poll_fn(|cx| upload.poll(cx)).await;
+            };
+            self.rest = Some(Rest(tokio::spawn(rest)));
         }
-        Ok(())
     }
 
     fn finish_if(&mut self, whole: bool) {
         if whole
             && self.upload.is_none()
+            && self.rest.as_ref().is_none_or(|rest| rest.0.is_finished())
             && let Some(open) = self.open.take()
         {
             open.done();
@@ -287,11 +276,69 @@ impl Exchange {
     }
 
     fn take_body(&mut self) -> Outgoing {
-        self.upload.take().unwrap_or_else(|| Outgoing::new(crate::h1::empty()).0)
+        let upload = self.upload.take().map(|upload| upload.body);
+        upload.unwrap_or_else(|| Outgoing::new(crate::h1::empty()).0)
     }
 }
 
-/// The body of an answer, which sends on what is left of its request.
+/// Ended with the answer that it belongs to.
+#[derive(Debug)]
+struct Rest(JoinHandle<()>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The body of a request, as far as it is not sent.
+#[derive(Debug)]
+struct Upload {
+    shared: Arc<Shared>,
+    id: u32,
+    body: Outgoing,
+    /// Taken of it and not sent yet, and whether that is its end.
+    held: Option<(Bytes, bool)>,
+}
+
+impl Upload {
+    /// Sends what there is and what the other end takes; ready once that is all.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let Self { shared, id, body, held } = self;
+        loop {
+            if let Some((data, over)) = held {
+                loop {
+                    ready!(shared.poll_send(cx, *id, data, *over));
+                    if data.is_empty() {
+                        break;
+                    }
+                }
+                let over = *over;
+                *held = None;
+                if over {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let frame = ready!(Pin::new(&mut *body).poll_frame(cx)).transpose()?;
+            let over = frame.is_none() || body.is_end_stream();
+            match frame.map(BodyFrame::into_data) {
+                Some(Ok(data)) if data.is_empty() && !over => {}
+                Some(Ok(data)) => *held = Some((data, over)),
+                Some(Err(frame)) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    shared.tell(|state| put_trailers(state, *id, &trailers));
+                    return Poll::Ready(Ok(()));
+                }
+                None => {
+                    shared.tell(|state| frame::put(&mut state.out, Kind::LastData, *id, &[]));
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+/// The body of an answer, with which its request ends.
 struct Answer {
     body: Patient<Incoming>,
     exchange: Exchange,
@@ -307,8 +354,6 @@ impl HttpBody for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<BodyFrame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        // If the request breaks off now, the answer has come nevertheless.
-        let _ended_early = this.exchange.poll_upload(cx);
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
             Some(Ok(_)) => this.exchange.finish_if(this.body.is_end_stream()),

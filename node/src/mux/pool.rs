@@ -36,12 +36,18 @@ const MOST: usize = 4;
 /// How often a request goes on another connection because nobody looked at it.
 const AGAIN: usize = 3;
 
+/// In the extensions of a request that goes with others whatever its length, as what goes alone
+/// loses trailers that were not announced: those of gRPC.
+#[derive(Clone, Copy, Debug)]
+pub struct Streamed;
+
 /// Whether a request may go with others: its body is short and known to be, and it does not
 /// take the connection over.
 pub fn takes(request: &Request<Body>) -> bool {
     let body = request.body();
-    let short =
-        body.is_end_stream() || body.size_hint().exact().is_some_and(|length| length <= MAX_BODY);
+    let short = request.extensions().get::<Streamed>().is_some()
+        || body.is_end_stream()
+        || body.size_hint().exact().is_some_and(|length| length <= MAX_BODY);
     short
         && *request.method() != Method::CONNECT
         && !request.headers().contains_key(header::UPGRADE)
@@ -119,9 +125,14 @@ where
         to: &D::To,
         mut request: Request<Body>,
     ) -> std::result::Result<Response<Body>, Failed> {
+        let streamed = request.extensions().get::<Streamed>().is_some();
         if takes(&request) {
             match self.together.send(to, request).await {
                 Ok(answered) => return answered,
+                Err(full) if streamed => {
+                    let error = Error::new(Kind::NoCapacity, "all connections are full");
+                    return Err(Failed::Busy(Box::new(full), error));
+                }
                 Err(full) => request = full,
             }
         }

@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CHUNK_COST, Cut, Hop, Incoming, STREAMS, WINDOW,
+    CHUNK_COST, Cut, Hop, Incoming, STREAMS, Streamed, WINDOW,
     client::{Attempt, Connection},
     frame::{self, Kind, Reset},
     serve, takes,
@@ -533,6 +533,9 @@ fn long_bodies_and_those_who_take_the_connection_over_go_alone() {
     assert!(takes(&post(full(vec![0; 64 << 10]))));
     assert!(!takes(&post(full(vec![0; (64 << 10) + 1]))));
     assert!(!takes(&post(fed().1)));
+    let mut streamed = post(fed().1);
+    streamed.extensions_mut().insert(Streamed);
+    assert!(takes(&streamed), "its trailers must pass");
     assert!(!takes(&Request::get("/").header("upgrade", "websocket").body(empty()).unwrap()));
     assert!(!takes(&Request::builder().method("CONNECT").uri("h:1").body(empty()).unwrap()));
 }

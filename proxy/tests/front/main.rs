@@ -5,7 +5,9 @@
 
 mod bytes;
 mod faults;
+mod grpc;
 mod h2;
+mod h2c;
 mod limits;
 mod metrics;
 mod raw;

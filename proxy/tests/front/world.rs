@@ -9,7 +9,7 @@ use std::{
 };
 
 use lca::{
-    InstanceId, ServiceHash,
+    InstanceId, Protocol, ServiceHash,
     api::proto::{self, instances_server::InstancesServer, registry_client::RegistryClient},
     discovery::Discovery,
     endpoint::Role,
@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) node: Node,
     ingress: Ingress,
     listed: Listed,
+    /// Requests that instances of services to come are given at once.
+    pub(crate) limit: u32,
     _artifacts: TempDir,
 }
 
@@ -76,40 +78,62 @@ impl World {
         let front = Front::bind(any, config, manager.clone(), node.clone()).await.unwrap();
         let address = front.address();
         front.serve(&spawner);
-        Self { tasks, front: address, manager, node, ingress, listed, _artifacts: artifacts }
+        let limit = 100;
+        Self { tasks, front: address, manager, node, ingress, listed, limit, _artifacts: artifacts }
     }
 
     /// Registers a service that nobody allocates, and starts one instance of it.
     pub(crate) async fn service(&self, name: &str) -> App {
-        let spec = proto::ServiceSpec { name: name.to_owned(), ..Default::default() };
-        self.service_of(spec, 100).await
+        self.speaking(name, Protocol::Http1).await
+    }
+
+    /// The same for a service that speaks `protocol`.
+    pub(crate) async fn speaking(&self, name: &str, protocol: Protocol) -> App {
+        let said = match protocol {
+            Protocol::Http1 => proto::Protocol::Http1,
+            Protocol::H2c => proto::Protocol::H2c,
+        };
+        let name = name.to_owned();
+        let spec = proto::ServiceSpec { name, protocol: said.into(), ..Default::default() };
+        self.service_of(spec, self.limit).await
     }
 
     /// The same of a spec, whose instance takes `limit` requests at once.
     pub(crate) async fn service_of(&self, spec: proto::ServiceSpec, limit: u32) -> App {
         let name = spec.name.clone();
+        let protocol = match spec.protocol() {
+            proto::Protocol::H2c => Protocol::H2c,
+            _ => Protocol::Http1,
+        };
         let channel = self.node.grpc(&self.node.own()).await.unwrap();
         let put = proto::PutServiceRequest { spec: Some(spec), if_revision: None };
         let put = RegistryClient::new(channel).put_service(put).await.unwrap().into_inner();
         let hash = put.spec.unwrap().service_hash.parse().unwrap();
-        self.instance(&name, hash, limit).await
+        self.instance(&name, hash, protocol, limit).await
     }
 
     /// One more instance of the same service.
     pub(crate) async fn another(&self, like: &App) -> App {
-        self.another_of(like, 100).await
+        self.another_of(like, self.limit).await
     }
 
     /// One more instance, which takes `limit` requests at once.
     pub(crate) async fn another_of(&self, like: &App, limit: u32) -> App {
-        self.instance(&like.service, like.hash, limit).await
+        self.instance(&like.service, like.hash, like.protocol, limit).await
     }
 
-    async fn instance(&self, service: &str, hash: ServiceHash, limit: u32) -> App {
+    async fn instance(
+        &self,
+        service: &str,
+        hash: ServiceHash,
+        protocol: Protocol,
+        limit: u32,
+    ) -> App {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let instance = InstanceId::random();
-        let local = Local { instance, hash, service: service.parse().unwrap(), address, limit };
+        let name = service.parse().unwrap();
+        let local = Local { instance, hash, service: name, address, protocol, limit };
         let registration = self.ingress.register(local);
         let listed = proto::Instance {
             id: instance.to_string(),
@@ -120,7 +144,7 @@ impl World {
             ..Default::default()
         };
         self.listed.0.lock().unwrap().push(listed);
-        App { service: service.to_owned(), hash, listener, registration }
+        App { service: service.to_owned(), hash, protocol, listener, registration }
     }
 
     pub(crate) async fn client(&self) -> Wire {
@@ -144,6 +168,7 @@ impl World {
 pub(crate) struct App {
     pub(crate) service: String,
     pub(crate) hash: ServiceHash,
+    pub(crate) protocol: Protocol,
     pub(crate) listener: TcpListener,
     pub(crate) registration: Registration,
 }

@@ -228,6 +228,9 @@ fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> 
     if let Some(placement) = args.placement {
         spec.set_placement(lca::Placement::from(placement).into());
     }
+    if let Some(protocol) = args.protocol {
+        spec.set_protocol(protocol.into());
+    }
     Ok(Spec::try_from(spec)?)
 }
 
@@ -248,6 +251,7 @@ fn name(given: Option<ServiceName>, of_the_file: &str) -> Result<String> {
 /// shown: it may be a secret.
 fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
     let (present, wanted) = (view(present), view(wanted));
+    let (spoke, speaks) = (super::protocol(&present), super::protocol(&wanted));
     let (placed, place) = (super::placement(&present), super::placement(&wanted));
     let mut lines = Vec::new();
     let mut field = |name: &str, was: String, is: String| {
@@ -259,6 +263,7 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
     let ms = units::setting_millis;
     field("artifact", super::artifact(&present), super::artifact(&wanted));
     field("arguments", present.arguments.join(" "), wanted.arguments.join(" "));
+    field("protocol", spoke, speaks);
     field("ready path", present.readiness.http_path, wanted.readiness.http_path);
     field(
         "start timeout",
