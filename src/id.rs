@@ -10,8 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Kind};
 
+pub use image::ImageRef;
 pub use peer::PeerId;
 
+mod image;
 mod peer;
 #[cfg(test)]
 mod tests;

@@ -30,7 +30,8 @@ pub mod workers;
 pub use error::{Error, Kind, Result};
 pub use exit::Exit;
 pub use id::{
-    Digest, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash, ServiceName,
+    Digest, ImageRef, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash,
+    ServiceName,
 };
 pub use spec::{Allowance, Limits, Placement, Protocol, Readiness, Requirements, Resources, Spec};
 
