@@ -1,0 +1,20 @@
+//! The Docker Engine of this machine: reaching it, and its images.
+//!
+//! A container engine is a daemon of somebody else's: it can be absent, be restarted under
+//! us, or take a call and never answer. So nobody talks to it but through [`Engine`], whose
+//! calls end within a deadline of ours, and whose failures are [`lca::Error`]s that say what
+//! was being done. The drivers of allocators and the registration of images in `lcactl`
+//! are built on this.
+
+mod about;
+mod address;
+mod engine;
+mod failure;
+#[cfg(test)]
+mod fake;
+
+pub use about::About;
+pub use address::{Address, DOCKER_HOST};
+pub use bollard;
+pub use engine::Engine;
+pub use failure::failed;
