@@ -40,6 +40,7 @@ impl Exit {
             Kind::Unavailable | Kind::Timeout | Kind::TooSlow => Self::Unavailable,
             Kind::Conflict
             | Kind::FailedPrecondition
+            | Kind::NotHere
             | Kind::NoCapacity
             | Kind::StartFailed
             | Kind::PermissionDenied

@@ -33,7 +33,10 @@ pub use id::{
     Digest, ImageRef, InstanceId, InstancePrefix, ParseError, PeerId, RequestId, ServiceHash,
     ServiceName,
 };
-pub use spec::{Allowance, Limits, Placement, Protocol, Readiness, Requirements, Resources, Spec};
+pub use spec::{
+    Allowance, Capability, Image, Limits, Pin, Placement, Protocol, Readiness, Requirements,
+    Resources, Runs, Spec,
+};
 
 /// What this build calls itself towards peers; people are also told the commit, by
 /// `--version`.

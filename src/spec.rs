@@ -7,8 +7,11 @@ use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Digest, ServiceHash, ServiceName};
+use crate::{ServiceHash, ServiceName};
 
+pub use runs::{Capability, Image, Pin, Runs};
+
+mod runs;
 mod wire;
 
 /// An hour: an RTT limit above it means nothing.
@@ -19,8 +22,8 @@ pub(crate) const MAX_RTT_MS: u32 = 3_600_000;
 pub struct Spec {
     /// What clients ask for.
     pub name: ServiceName,
-    /// What runs; `None` for an external service.
-    pub artifact: Option<Digest>,
+    /// What runs.
+    pub runs: Runs,
     /// Arguments, `${...}` not yet filled in.
     pub arguments: Vec<String>,
     /// Environment on top of what every instance is told.
@@ -183,6 +186,8 @@ impl Default for Allowance {
 impl Spec {
     /// Start time-out where the spec names none: what a slow program needs, not a stuck one.
     pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
+    /// The same for an image: an engine under load takes seconds before the program is run.
+    pub const DEFAULT_IMAGE_START_TIMEOUT: Duration = Self::MAX_START_TIMEOUT;
     /// Longest start time-out: a front waits 75 s for an instance, its fetch included,
     /// so a longer one would be promised and never kept.
     pub const MAX_START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -196,9 +201,9 @@ impl Spec {
     /// instance in memory, and one keeper starts all it keeps.
     pub const MAX_INSTANCES: u32 = 1000;
 
-    /// The DHT key of its instances: SHA-256 of name, artifact, arguments,
-    /// environment and protocol, each part length-prefixed, so that no two different
-    /// specs are written alike. Requirements are not part of it, nor is how many
+    /// The DHT key of its instances: SHA-256 of name, what runs (an image with its port
+    /// and rights, not with its reference), arguments, environment and protocol, each part
+    /// length-prefixed, so that no two different specs are written alike. Requirements are not part of it, nor is how many
     /// instances there are and where: that may change under those that run.
     pub fn hash(&self) -> ServiceHash {
         let mut hasher = Sha256::new();
@@ -208,7 +213,7 @@ impl Spec {
         };
         part(b"lca/service/1");
         part(self.name.as_str().as_bytes());
-        part(self.artifact.map(|digest| digest.to_string()).unwrap_or_default().as_bytes());
+        self.runs.hash_into(&mut part);
         part(&(self.arguments.len() as u64).to_be_bytes());
         self.arguments.iter().for_each(|argument| part(argument.as_bytes()));
         part(&(self.environment.len() as u64).to_be_bytes());
@@ -225,7 +230,7 @@ impl Spec {
 
     /// Whether it is represented by a proxy and never allocated.
     pub fn is_external(&self) -> bool {
-        self.artifact.is_none()
+        self.runs == Runs::External
     }
 
     /// Whether both describe the same service, whatever their revisions.
@@ -239,7 +244,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::api::proto;
+    use crate::{Digest, api::proto};
 
     /// The least that is a spec.
     pub(super) fn least() -> proto::ServiceSpec {
@@ -248,6 +253,16 @@ mod tests {
             artifact: Digest::of(b"x").to_string(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn the_hash_is_what_it_was_before_there_were_images() {
+        let spec = Spec::try_from(least()).unwrap();
+        let hash = "022799b9414140f1041fa4c7420a8bec1506e9824066ec1338ef6ff4b337124a";
+        assert_eq!(spec.hash().to_string(), hash);
+        let external = Spec { runs: Runs::External, ..spec };
+        let hash = "adad03d9a76a576d560d55336777035d9aca8318ab8aa48bc98a1b0e1e25f4d2";
+        assert_eq!(external.hash().to_string(), hash);
     }
 
     #[test]

@@ -1,22 +1,33 @@
 //! The seam between policy (what to start, how long to wait, when to give up) and
-//! mechanism (a process, one day a container engine).
+//! mechanism (a process, a container engine).
 //!
 //! The supervisor calls this. Whether an instance is *ready* is the supervisor's to
 //! find out; a driver only knows whether it runs. Policy is tested against
 //! `fake`; every driver passes the same `suite`.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use lca::{Allowance, Error, InstanceId, Kind, PeerId, Resources, Result, ServiceName};
+use lca::{
+    Allowance, Capability, Digest, Error, InstanceId, Kind, PeerId, Resources, Result, ServiceName,
+};
 
+mod drivers;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod process;
 #[cfg(test)]
 pub(crate) mod suite;
+
+pub use drivers::Drivers;
 
 /// What is started, with everything filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,18 +36,75 @@ pub struct Launch {
     pub id: InstanceId,
     /// What it is a copy of.
     pub service: ServiceName,
-    /// The immutable artifact.
-    pub program: PathBuf,
+    /// What is executed.
+    pub program: Runnable,
     /// Its arguments, after the program's name.
     pub arguments: Vec<String>,
     /// Its whole environment, apart from `PATH` and `LANG`, which the driver adds.
     pub environment: BTreeMap<String, String>,
-    /// The port on 127.0.0.1 it was told to listen on.
+    /// The port on 127.0.0.1 that is its own: where a program listens, and where the port
+    /// of a container is published.
     pub port: u16,
     /// What it was admitted with: its share where processor time is short.
     pub resources: Resources,
     /// What it may use at most.
     pub allowance: Allowance,
+}
+
+/// What is executed: there, whole and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runnable {
+    /// An immutable file.
+    File(PathBuf),
+    /// An image that the engine has.
+    Image(Container),
+}
+
+impl Runnable {
+    /// The file that is executed.
+    ///
+    /// # Errors
+    /// If it is an image: a defect of ours.
+    pub fn file(&self) -> io::Result<&Path> {
+        match self {
+            Self::File(path) => Ok(path),
+            Self::Image(_) => Err(io::Error::other("an image is no program")),
+        }
+    }
+
+    /// The image of which a container is made.
+    ///
+    /// # Errors
+    /// If it is a file: a defect of ours.
+    pub fn image(&self) -> io::Result<&Container> {
+        match self {
+            Self::Image(container) => Ok(container),
+            Self::File(_) => Err(io::Error::other("a program is no image")),
+        }
+    }
+
+    /// Where it listens if its allocator gives it `port` on 127.0.0.1: what it is told.
+    pub fn listens_on(&self, port: u16) -> u16 {
+        match self {
+            Self::Image(container) if !container.host_network => container.port,
+            Self::Image(_) | Self::File(_) => port,
+        }
+    }
+}
+
+/// What a container is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The ID of its image.
+    pub image: Digest,
+    /// The port it listens on, in its own network.
+    pub port: u16,
+    /// It cannot write to its root file system.
+    pub read_only_root: bool,
+    /// What it keeps of the capabilities that all others lose.
+    pub capabilities: BTreeSet<Capability>,
+    /// It has no network of its own.
+    pub host_network: bool,
 }
 
 /// What a driver says of an instance that has just been started, and needs to know to
@@ -163,6 +231,20 @@ pub const MAX_CHUNK: usize = 64 << 10;
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// The word for it in `Describe` and `Instance.driver`.
     fn name(&self) -> &'static str;
+
+    /// Whether it could start something now.
+    ///
+    /// # Errors
+    /// [`Kind::NotHere`] with the reason why it cannot.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Where a running instance takes requests, where that is not the port on 127.0.0.1
+    /// that is its own.
+    fn address(&self, _: InstanceId) -> Option<SocketAddr> {
+        None
+    }
 
     /// What it enforces on instances of a spec's limits and beyond, and what it does not.
     fn means(&self) -> Means;

@@ -7,7 +7,7 @@
 
 mod work;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use lca::{
     Error, Kind,
@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use crate::{
     OpenFront,
-    driver::{Started, last_lines},
+    driver::{Driver, Runnable, Started, last_lines},
     ledger::{Page, Phase, Record, Written, wall_ms},
     lifecycle::{Action, Event, State, step},
     outside::Door,
@@ -37,9 +37,14 @@ pub(crate) const STUCK: Duration = Duration::from_secs(10);
 
 /// Runs an admitted instance in a task of its own. Nothing is executed before `noted`, the
 /// call that asked for it, is on its way to the disk.
-pub(crate) fn run(supervisor: Arc<Supervisor>, entry: Arc<Entry>, noted: Written) {
+pub(crate) fn run(
+    supervisor: Arc<Supervisor>,
+    entry: Arc<Entry>,
+    driver: Arc<dyn Driver>,
+    noted: Written,
+) {
     let spawner = supervisor.spawner.clone();
-    let mut owner = Owner::new(supervisor, entry);
+    let mut owner = Owner::new(supervisor, entry, driver);
     // Written while the artifact is looked for: a start that a crash cuts off is known.
     let page = owner.remember(Phase::Live);
     owner.unwritten = vec![noted, page];
@@ -48,9 +53,14 @@ pub(crate) fn run(supervisor: Arc<Supervisor>, entry: Arc<Entry>, noted: Written
 }
 
 /// Goes on with an instance that runs already, as `record` has it.
-pub(crate) fn resume(supervisor: Arc<Supervisor>, entry: Arc<Entry>, record: Record) {
+pub(crate) fn resume(
+    supervisor: Arc<Supervisor>,
+    entry: Arc<Entry>,
+    driver: Arc<dyn Driver>,
+    record: Record,
+) {
     let spawner = supervisor.spawner.clone();
-    let mut owner = Owner::new(supervisor, entry);
+    let mut owner = Owner::new(supervisor, entry, driver);
     owner.started = record.started;
     owner.taken_over = true;
     owner.port = record.port.map(|port| owner.supervisor.ports.claim(port));
@@ -65,11 +75,13 @@ pub(crate) fn resume(supervisor: Arc<Supervisor>, entry: Arc<Entry>, record: Rec
 struct Owner {
     supervisor: Arc<Supervisor>,
     entry: Arc<Entry>,
+    /// What runs it.
+    driver: Arc<dyn Driver>,
     state: State,
     reason: String,
     error: Option<Error>,
     steps: Vec<proto::Step>,
-    program: Option<PathBuf>,
+    program: Option<Runnable>,
     port: Option<Port>,
     front: Option<OpenFront>,
     /// The port of the front that an instance was told of which was taken over.
@@ -91,11 +103,12 @@ struct Owner {
 }
 
 impl Owner {
-    fn new(supervisor: Arc<Supervisor>, entry: Arc<Entry>) -> Self {
+    fn new(supervisor: Arc<Supervisor>, entry: Arc<Entry>, driver: Arc<dyn Driver>) -> Self {
         let page = supervisor.ledger.page();
         Self {
             supervisor,
             entry,
+            driver,
             state: State::Pending,
             reason: String::new(),
             error: None,
@@ -187,7 +200,7 @@ impl Owner {
 
     /// Ends the program. Nothing to do if it never ran.
     async fn stop(&self, grace: Duration) {
-        let stopping = self.supervisor.driver.stop(self.entry.id, grace);
+        let stopping = self.driver.stop(self.entry.id, grace);
         match timeout(grace + STUCK, stopping).await {
             Ok(Err(error)) if error.kind() != Kind::NotFound => {
                 tracing::warn!(instance = %self.entry.id, error = error.chain(), "cannot stop it");
@@ -224,10 +237,10 @@ impl Owner {
     /// The end: what it wrote last, what those who wait are told, and its place for
     /// somebody else.
     async fn end(&mut self, state: State) {
-        let Self { supervisor, entry, .. } = self;
+        let Self { supervisor, entry, driver, .. } = self;
         let mut output = Vec::new();
         if state == State::Failed {
-            output = last_lines(&*supervisor.driver, entry.id, LAST_LINES).await;
+            output = last_lines(&**driver, entry.id, LAST_LINES).await;
             if let Some(error) = self.error.take() {
                 let error = error.output(output.iter().cloned());
                 let now = Instant::now();

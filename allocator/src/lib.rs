@@ -42,7 +42,7 @@ use lca::{
 use lca_ingress::Ingress;
 
 pub use admission::Capacity;
-pub use driver::Driver;
+pub use driver::{Driver, Drivers};
 pub use told::Told;
 
 use crate::{
@@ -170,8 +170,8 @@ impl fmt::Debug for OpenFront {
 /// The parts of its node that an allocator works with.
 #[derive(Clone, Debug)]
 pub struct Collaborators {
-    /// Runs the programs.
-    pub driver: Arc<dyn Driver>,
+    /// Run what is allocated.
+    pub drivers: Drivers,
     /// Knows what a service name means.
     pub specs: Specs,
     /// Where instances are announced.
@@ -193,7 +193,7 @@ pub struct Allocator {
 /// What [`Allocator::build`] takes besides the configuration.
 #[derive(Debug)]
 struct Parts {
-    driver: Arc<dyn Driver>,
+    drivers: Drivers,
     catalog: Arc<dyn Catalog>,
     gate: Arc<dyn Gate>,
     fronts: Option<Arc<dyn Fronts>>,
@@ -213,7 +213,7 @@ impl Allocator {
         collaborators: Collaborators,
         spawner: &Spawner,
     ) -> Result<Self> {
-        let Collaborators { driver, specs, discovery, mesh, ingress, fronts } = collaborators;
+        let Collaborators { drivers, specs, discovery, mesh, ingress, fronts } = collaborators;
         let (artifacts, state) = (config.data_dir.join("artifacts"), config.data_dir.join("state"));
         let opened = tokio::task::spawn_blocking(move || {
             Ok::<_, Error>((artifact::Store::open(&artifacts)?, Ledger::open(&state)?))
@@ -223,15 +223,15 @@ impl Allocator {
         })??;
         let catalog = Arc::new(real::Shelf { specs, store });
         let gate = Arc::new(ingress);
-        let parts = Parts { driver, catalog, gate, fronts, discovery, mesh, ledger };
+        let parts = Parts { drivers, catalog, gate, fronts, discovery, mesh, ledger };
         Ok(Self::build(config, parts, left, spawner).await)
     }
 
     async fn build(config: Config, parts: Parts, left: Left, spawner: &Spawner) -> Self {
-        let Parts { driver, catalog, gate, fronts, discovery, mesh, ledger } = parts;
+        let Parts { drivers, catalog, gate, fronts, discovery, mesh, ledger } = parts;
         let supervisor = Arc::new(Supervisor {
             config,
-            driver,
+            drivers,
             catalog,
             gate,
             fronts,
@@ -296,7 +296,7 @@ impl Allocator {
     /// Kills every instance and starts none any more: for whoever cannot wait. Needs no
     /// runtime; blocks for milliseconds if something runs.
     pub fn kill_all(&self) {
-        self.supervisor.driver.kill_all();
+        self.supervisor.drivers.kill_all();
     }
 }
 

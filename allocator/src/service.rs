@@ -88,12 +88,12 @@ impl allocator_server::Allocator for Allocator {
         _: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
         let cached = self.supervisor.catalog.cached();
-        let means = self.supervisor.driver.means();
+        let means = self.supervisor.drivers.means();
         let books = self.supervisor.lock();
         Ok(Response::new(DescribeResponse {
             total: Some(self.supervisor.config.capacity.into()),
             used: Some(books.table.used().into()),
-            drivers: vec![self.supervisor.driver.name().to_owned()],
+            drivers: self.supervisor.drivers.names(),
             cached_artifacts: cached.iter().take(MAX_ARTIFACTS).map(ToString::to_string).collect(),
             enforced: means.enforced,
             not_enforced: means.not_enforced,
@@ -166,6 +166,13 @@ impl Allocator {
 }
 
 impl Supervisor {
+    /// The name of what runs it, or has run it.
+    fn driver_of(&self, entry: &Entry) -> String {
+        let runs = &entry.spec.runs;
+        let gone = |_| runs.driver().unwrap_or_default();
+        self.drivers.of(runs).map_or_else(gone, |driver| driver.name()).to_owned()
+    }
+
     /// An instance as others see it.
     pub(crate) fn describe(&self, entry: &Entry) -> proto::Instance {
         let own = self.discovery.own();
@@ -185,7 +192,7 @@ impl Supervisor {
             state: proto::InstanceState::from(view.state).into(),
             reason: view.reason.clone(),
             last_output: view.output.clone(),
-            driver: self.driver.name().to_owned(),
+            driver: self.driver_of(entry),
             age_ms: entry.age_ms(),
             load: entry.load().map(Into::into),
             rtt_us: None,
@@ -206,8 +213,13 @@ impl Allocator {
             // Cannot fail: the entry holds the sender.
             drop(view.wait_for(|view| view.pid != 0 || !view.state.is_coming_up()).await);
         }
-        match self.supervisor.driver.logs(entry.id, begin, follow).await {
-            Err(error) if error.kind() == Kind::NotFound => Ok(futures::stream::empty().boxed()),
+        let logs = async {
+            self.supervisor.drivers.of(&entry.spec.runs)?.logs(entry.id, begin, follow).await
+        };
+        match logs.await {
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::NotHere) => {
+                Ok(futures::stream::empty().boxed())
+            }
             output => output,
         }
     }

@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     Config, Fronts, admission,
     claims::holder::Holder,
-    driver::Driver,
+    driver::Drivers,
     failures::Failures,
     feed::Feed,
     instance,
@@ -45,7 +45,7 @@ const BUSY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     pub(crate) config: Config,
-    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) drivers: Drivers,
     pub(crate) catalog: Arc<dyn Catalog>,
     pub(crate) gate: Arc<dyn Gate>,
     pub(crate) fronts: Option<Arc<dyn Fronts>>,
@@ -96,6 +96,8 @@ impl Supervisor {
             return joined(entry, Vec::new()).await;
         }
         let spec = self.resolve(&wanted).await?;
+        let driver = self.drivers.of(&spec.runs)?.clone();
+        driver.ready()?;
         let mut steps = vec![api::step("spec", since, "")];
         let since = Instant::now();
         let decided =
@@ -114,7 +116,7 @@ impl Supervisor {
                 steps.push(api::step("admit", since, ""));
                 // The owner waits for it before anything runs.
                 let noted = self.ledger.note(call);
-                instance::run(self.clone(), entry.clone(), noted);
+                instance::run(self.clone(), entry.clone(), driver, noted);
                 let view = when_ready(&entry).await?;
                 steps.extend(view.steps);
                 Ok(Allocated { entry, joined: false, steps })
@@ -158,7 +160,7 @@ impl Supervisor {
     /// Forgets an ended instance, with its output.
     pub(crate) async fn forget(&self, id: InstanceId) {
         self.ledger.forget(id).done().await;
-        self.driver.forget(id).await;
+        self.drivers.forget(id).await;
     }
 
     /// Takes no more work and stops every instance, politely, then by force. With

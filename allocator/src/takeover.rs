@@ -20,7 +20,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Started, last_lines},
+    driver::{Driver, Started, last_lines},
     instance,
     ledger::{Left, Phase, Record, since_wall, wall_ms},
     lifecycle::State,
@@ -34,12 +34,12 @@ pub(crate) async fn take_over(supervisor: &Arc<Supervisor>, left: Left) {
     // Ended ones in the order of their ends: the oldest are forgotten first.
     records.sort_by_key(|record| (record.ended_ms, record.admitted_ms));
     let found = join_all(records.into_iter().map(|record| find(supervisor, record))).await;
-    supervisor.driver.sweep(supervisor.discovery.own().peer).await;
+    supervisor.drivers.sweep(supervisor.discovery.own().peer).await;
     let mut taken = Vec::new();
     let mut ended = 0;
     for found in found {
         match found {
-            Found::Running(entry, record) => taken.push((entry, record)),
+            Found::Running(entry, driver, record) => taken.push((entry, driver, record)),
             Found::Ended(entry) => {
                 ended += 1;
                 remember_ended(supervisor, entry).await;
@@ -48,7 +48,7 @@ pub(crate) async fn take_over(supervisor: &Arc<Supervisor>, left: Left) {
     }
     {
         let mut books = supervisor.lock();
-        taken.iter().for_each(|(entry, _)| books.table.insert(entry.clone()));
+        taken.iter().for_each(|(entry, ..)| books.table.insert(entry.clone()));
         for call in calls {
             let at = since_wall(call.at_ms);
             books.requests.record(call.caller, &call.id, call.wanted, call.instance, at);
@@ -57,14 +57,14 @@ pub(crate) async fn take_over(supervisor: &Arc<Supervisor>, left: Left) {
     if !taken.is_empty() || ended > 0 {
         tracing::info!(running = taken.len(), ended, "took over what an earlier run left");
     }
-    for (entry, record) in taken {
-        instance::resume(supervisor.clone(), entry, *record);
+    for (entry, driver, record) in taken {
+        instance::resume(supervisor.clone(), entry, driver, *record);
     }
 }
 
 /// What became of a remembered instance.
 enum Found {
-    Running(Arc<Entry>, Box<Record>),
+    Running(Arc<Entry>, Arc<dyn Driver>, Box<Record>),
     Ended(Arc<Entry>),
 }
 
@@ -73,11 +73,18 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
     let id = record.instance;
     let entry = Arc::new(Entry::restored(id, record.spec.clone(), admitted));
     entry.view.send_modify(|view| view.pid = record.started.pid);
-    let runs = match supervisor.driver.adopt(id, record.started, record.spec.allowance).await {
-        Ok(runs) => runs,
+    let adopted = match supervisor.drivers.of(&record.spec.runs) {
+        Ok(driver) => {
+            let runs = driver.adopt(id, record.started, record.spec.allowance).await;
+            runs.map(|runs| (driver.clone(), runs))
+        }
+        Err(error) => Err(error),
+    };
+    let (driver, runs) = match adopted {
+        Ok((driver, runs)) => (Some(driver), runs),
         Err(error) => {
             tracing::debug!(instance = %id, error = error.chain(), "nothing to take over");
-            false
+            (None, false)
         }
     };
     let ended = |state: State, reason: String, output: Vec<String>| {
@@ -88,17 +95,17 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
         });
         Found::Ended(entry.clone())
     };
-    match record.phase {
+    match (record.phase, driver) {
         // What a stopped one may have left running is swept: it is not held as running.
-        Phase::Stopped => ended(State::Stopped, record.reason, record.output),
-        Phase::Failed => ended(State::Failed, record.reason, record.output),
-        Phase::Live | Phase::Ending if runs => {
+        (Phase::Stopped, _) => ended(State::Stopped, record.reason, record.output),
+        (Phase::Failed, _) => ended(State::Failed, record.reason, record.output),
+        (Phase::Live | Phase::Ending, Some(driver)) if runs => {
             if record.phase == Phase::Ending {
                 entry.ask(Ask::Release);
             }
-            Found::Running(entry, Box::new(record))
+            Found::Running(entry, driver, Box::new(record))
         }
-        Phase::Live | Phase::Ending => {
+        (Phase::Live | Phase::Ending, driver) => {
             let reason = match record.started == Started::default() {
                 true => "the allocator was killed while it was being started",
                 false => "ended while nobody watched",
@@ -107,7 +114,10 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
                 Phase::Ending => State::Stopped,
                 _ => State::Failed,
             };
-            let output = last_lines(&*supervisor.driver, id, instance::LAST_LINES).await;
+            let output = match driver {
+                Some(driver) => last_lines(&*driver, id, instance::LAST_LINES).await,
+                None => Vec::new(),
+            };
             tracing::warn!(service = %entry.spec.name, instance = %id, reason, "instance failed");
             let record = Record {
                 phase: if state == State::Stopped { Phase::Stopped } else { Phase::Failed },

@@ -1,11 +1,11 @@
 //! What an instance is told of the world: its environment, and the arguments with the
 //! same values filled in. Never a secret.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use lca::{InstanceId, PeerId, Spec, config::BOOTSTRAPS_ENV};
 
-use crate::driver::{INSTANCE_ENV, Launch, NODE_ENV};
+use crate::driver::{INSTANCE_ENV, Launch, NODE_ENV, Runnable};
 
 /// What every instance of an allocator is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,12 +22,12 @@ pub(crate) fn launch(
     node: PeerId,
     spec: &Spec,
     id: InstanceId,
-    program: PathBuf,
+    program: Runnable,
     port: u16,
     front: Option<SocketAddr>,
 ) -> Launch {
     let mut world = BTreeMap::from([
-        ("SERVICE_PORT".to_owned(), port.to_string()),
+        ("SERVICE_PORT".to_owned(), program.listens_on(port).to_string()),
         ("LCA_SERVICE".to_owned(), spec.name.to_string()),
         (INSTANCE_ENV.to_owned(), id.to_string()),
         (NODE_ENV.to_owned(), node.to_string()),
@@ -96,7 +96,8 @@ mod tests {
         let told = Told { bootstraps: vec!["/ip4/1.2.3.4/tcp/1/p2p/a".into(), "b".into()] };
         let front = "127.0.0.1:99".parse().unwrap();
         let node = PeerId::from_public_key([5; 32]);
-        let launch = launch(&told, node, &spec, id, "/bin/true".into(), 4242, Some(front));
+        let program = Runnable::File("/bin/true".into());
+        let launch = launch(&told, node, &spec, id, program, 4242, Some(front));
         assert_eq!(launch.arguments, ["--port=4242", "hello-${HOME}${"]);
         let expected = [
             ("LCA_INSTANCE_ID", id.to_string()),

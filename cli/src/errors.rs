@@ -8,7 +8,7 @@
 //! | 2 | the command line or a file is wrong | `invalid-argument`, `misdirected`, `not-allowed` |
 //! | 3 | there is nothing of that name | `not-found` |
 //! | 4 | nobody answered, in time or at all; or not everything is serving | `unavailable`, `timeout` |
-//! | 5 | refused | `conflict`, `failed-precondition`, `no-capacity`, `start-failed`, `permission-denied`, `unauthenticated` |
+//! | 5 | refused | `conflict`, `failed-precondition`, `no-capacity`, `not-here`, `start-failed`, `permission-denied`, `unauthenticated` |
 //! | 130 | interrupted | |
 
 use std::{fmt::Write as _, io};

@@ -326,6 +326,7 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             target_concurrency: spec.target_concurrency,
             placement: placement.into(),
             limits: Some(spec.limits.into()),
+            image: None,
             revision: spec.revision,
             service_hash: spec.service_hash,
         })

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use lca::{InstanceId, Result, ServiceName, endpoint::Role, shutdown::Spawner};
 use lca_allocator::{
-    Allocator, Collaborators, Driver, Fronts, OpenFront,
+    Allocator, Collaborators, Driver, Drivers, Fronts, OpenFront,
     driver::process::{Grants, Process},
 };
 use lca_ingress::Ingress;
@@ -113,7 +113,7 @@ impl App {
         allocator.metrics = base.metrics.clone();
         allocator.told = lca_allocator::Told { bootstraps: known };
         let collaborators = Collaborators {
-            driver,
+            drivers: Drivers::new(driver),
             specs: base.specs.clone(),
             discovery: Arc::new(base.node.clone()),
             mesh: Arc::new(base.node.clone()),

@@ -10,9 +10,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use lca::{
-    Digest, Error, Kind, PeerId, Placement, RequestId, Requirements, Resources, Result,
-    ServiceHash, ServiceName, api::proto::allocate_request::Mode, endpoint::Endpoint,
-    shutdown::Spawner, units::show_duration as show,
+    Error, Kind, PeerId, Placement, RequestId, Requirements, Resources, Result, Runs, ServiceHash,
+    ServiceName, api::proto::allocate_request::Mode, endpoint::Endpoint, shutdown::Spawner,
+    units::show_duration as show,
 };
 use tokio::time::Instant;
 
@@ -43,8 +43,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Order {
     pub(crate) name: ServiceName,
     pub(crate) service: ServiceHash,
-    /// What has to be fetched first, where it is not there.
-    pub(crate) artifact: Option<Digest>,
+    /// What runs, and has to be fetched first where it is not there.
+    pub(crate) runs: Runs,
     pub(crate) resources: Resources,
     pub(crate) limits: Requirements,
     pub(crate) start_timeout: Duration,

@@ -196,7 +196,7 @@ fn order(spec: &Cached, flight: &Flight, mode: Mode, first: Option<PeerId>) -> O
     Order {
         name: spec.spec.name.clone(),
         service: spec.hash,
-        artifact: spec.spec.artifact,
+        runs: spec.spec.runs.clone(),
         resources: spec.spec.resources,
         limits: flight.question().limits(),
         start_timeout: spec.spec.readiness.start_timeout,

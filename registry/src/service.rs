@@ -9,7 +9,7 @@ use std::{path::Path, pin::Pin, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::Stream;
 use lca::{
-    Error, Kind, Result, ServiceName, Spec,
+    Error, Kind, Result, Runs, ServiceName, Spec,
     api::proto::{
         self,
         registry_server::{Registry as Api, RegistryServer},
@@ -102,7 +102,7 @@ impl Registry {
     async fn put(&self, request: proto::PutServiceRequest) -> Result<proto::PutServiceResponse> {
         let message = request.spec.ok_or_else(|| invalid("spec is missing"))?;
         let spec = Spec { revision: 0, ..Spec::try_from(message)? };
-        if let Some(digest) = spec.artifact
+        if let Runs::Artifact(digest) = spec.runs
             && self.artifacts.get(digest).is_none()
         {
             let what = format!("artifact {digest} has not been uploaded");

@@ -32,6 +32,8 @@ pub enum Kind {
     PermissionDenied,
     /// Something must be done first.
     FailedPrecondition,
+    /// This machine has not got what it takes; another may have it.
+    NotHere,
     /// A program could not be started or did not get ready.
     StartFailed,
     /// No room, a limit is reached.
@@ -52,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidArgument,
         Self::Misdirected,
         Self::NotAllowed,
@@ -64,6 +66,7 @@ impl Kind {
         Self::Unauthenticated,
         Self::PermissionDenied,
         Self::FailedPrecondition,
+        Self::NotHere,
         Self::StartFailed,
         Self::NoCapacity,
         Self::Loop,
@@ -103,6 +106,9 @@ impl Kind {
             }
             Self::FailedPrecondition => {
                 (Code::FailedPrecondition, StatusCode::CONFLICT, "failed-precondition")
+            }
+            Self::NotHere => {
+                (Code::FailedPrecondition, StatusCode::SERVICE_UNAVAILABLE, "not-here")
             }
             Self::StartFailed => {
                 (Code::FailedPrecondition, StatusCode::SERVICE_UNAVAILABLE, "start-failed")

@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use super::{
-    Allowance, Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Spec,
+    Allowance, Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Runs,
+    Spec,
 };
 use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
+
+mod runs;
 
 /// Most arguments, and most environment entries, of one program.
 const MAX_ENTRIES: usize = 256;
@@ -25,18 +28,15 @@ const RESERVED: [&str; 6] =
 impl TryFrom<proto::ServiceSpec> for Spec {
     type Error = Error;
 
-    fn try_from(spec: proto::ServiceSpec) -> Result<Self> {
+    fn try_from(mut spec: proto::ServiceSpec) -> Result<Self> {
         let name = spec.name.parse()?;
-        let artifact = match spec.artifact.as_str() {
-            "" => None,
-            digest => Some(digest.parse()?),
-        };
+        let runs = runs::read(&spec.artifact, spec.image.take())?;
         check_program(&spec.arguments, &spec.environment)?;
         let concurrency_limit = match spec.concurrency_limit {
             0 => Self::DEFAULT_CONCURRENCY_LIMIT,
             limit => limit,
         };
-        let scale = Scale::of(&spec, artifact.is_none(), concurrency_limit)?;
+        let scale = Scale::of(&spec, runs == Runs::External, concurrency_limit)?;
         let protocol = match proto::Protocol::try_from(spec.protocol) {
             Ok(proto::Protocol::Unspecified | proto::Protocol::Http1) => Protocol::Http1,
             Ok(proto::Protocol::H2c) => Protocol::H2c,
@@ -60,7 +60,10 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         let start_timeout = millis(
             "readiness.start_timeout_ms",
             readiness.start_timeout_ms,
-            Self::DEFAULT_START_TIMEOUT,
+            match runs {
+                Runs::Image(_) => Self::DEFAULT_IMAGE_START_TIMEOUT,
+                Runs::Artifact(_) | Runs::External => Self::DEFAULT_START_TIMEOUT,
+            },
             Self::MAX_START_TIMEOUT,
         )?;
         let limit = |field: &str, ms: u32| match ms {
@@ -82,7 +85,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         let limits = limits(spec.limits.unwrap_or_default())?;
         Ok(Self {
             name,
-            artifact,
+            runs,
             arguments: spec.arguments,
             environment: spec.environment,
             protocol,
@@ -110,9 +113,10 @@ impl TryFrom<proto::ServiceSpec> for Spec {
 impl From<&Spec> for proto::ServiceSpec {
     fn from(spec: &Spec) -> Self {
         let ms = |time: Option<Duration>| time.map_or(0, |time| time.as_millis() as u32);
+        let (artifact, image) = runs::write(&spec.runs);
         Self {
             name: spec.name.to_string(),
-            artifact: spec.artifact.map(|digest| digest.to_string()).unwrap_or_default(),
+            artifact,
             arguments: spec.arguments.clone(),
             environment: spec.environment.clone(),
             protocol: match spec.protocol {
@@ -142,6 +146,7 @@ impl From<&Spec> for proto::ServiceSpec {
             target_concurrency: spec.target_concurrency.map_or(0, NonZeroU32::get),
             placement: proto::Placement::from(spec.placement).into(),
             limits: Some(spec.limits.into()),
+            image,
             revision: spec.revision,
             service_hash: spec.hash().to_string(),
         }

@@ -17,7 +17,7 @@ use lca::{
     shutdown::Tasks,
     specs::{self, Specs},
 };
-use lca_allocator::{Allocator, Collaborators, driver::process::Process};
+use lca_allocator::{Allocator, Collaborators, Drivers, driver::process::Process};
 use lca_ingress::Ingress;
 use lca_manager::{Manager, Wish};
 use lca_tests::{Cluster, Service, eventually, http as client};
@@ -85,8 +85,9 @@ impl Crowd {
             config.capacity.cpu_millis = 1_000_000;
             config.capacity.memory_bytes = 1 << 40;
             let shared = Arc::new(peer.clone());
+            let processes = Process::open(&config.data_dir.join("instances"))?;
             let collaborators = Collaborators {
-                driver: Arc::new(Process::open(&config.data_dir.join("instances"))?),
+                drivers: Drivers::new(Arc::new(processes)),
                 specs: specs(&shared)?,
                 discovery: shared.clone(),
                 mesh: shared,

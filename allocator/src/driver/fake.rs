@@ -296,7 +296,10 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::suite::{self, Program};
+    use crate::driver::{
+        Runnable,
+        suite::{self, Program},
+    };
 
     #[tokio::test]
     async fn the_fake_takes_over() {
@@ -312,7 +315,7 @@ mod tests {
             Launch {
                 id,
                 service,
-                program: "/dev/null".into(),
+                program: Runnable::File("/dev/null".into()),
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,
@@ -354,7 +357,7 @@ mod tests {
             Launch {
                 id,
                 service,
-                program: "/dev/null".into(),
+                program: Runnable::File("/dev/null".into()),
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lca::{Error, Kind, Result};
+use lca::{Error, Kind, Result, Runs};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{LAST_LINES, Owner, STEADY};
@@ -55,15 +55,8 @@ impl Owner {
     pub(super) async fn fetch(&mut self) -> Event {
         let since = Instant::now();
         let spec = &self.entry.spec;
-        let Some(digest) = spec.artifact else {
-            let name = &spec.name;
-            return self.failed(Error::new(
-                Kind::FailedPrecondition,
-                format!("{name} is an external service"),
-            ));
-        };
         let within = self.supervisor.config.timing.fetch;
-        let fetched = timeout_at(since + within, self.supervisor.catalog.fetch(digest)).await;
+        let fetched = timeout_at(since + within, self.supervisor.catalog.fetch(&spec.runs)).await;
         self.timed("fetch", since, "");
         match fetched {
             Ok(Ok(program)) => {
@@ -71,10 +64,15 @@ impl Owner {
                 Event::Fetched
             }
             Ok(Err(error)) => self.failed(error),
-            Err(_) => self.failed(Error::new(
-                Kind::Timeout,
-                format!("artifact {digest} did not arrive within {within:?}"),
-            )),
+            Err(_) => {
+                let what = match &self.entry.spec.runs {
+                    Runs::Image(image) => format!("image {}", image.reference),
+                    Runs::Artifact(digest) => format!("artifact {digest}"),
+                    Runs::External => "nothing".to_owned(), // never: it is not allocated
+                };
+                let late = format!("{what} did not arrive within {within:?}");
+                self.failed(Error::new(Kind::Timeout, late))
+            }
         }
     }
 
@@ -191,14 +189,14 @@ impl Owner {
             unwritten.done().await;
         }
         let Some(port) = &mut self.port else { return late("it has no port") };
-        let program = self.program.clone().unwrap_or_default();
+        let Some(program) = self.program.clone() else { return late("it was not fetched") };
         let front = self.front.as_ref().map(|front| front.address);
         let node = supervisor.discovery.own().peer;
         let launch =
             told::launch(&supervisor.config.told, node, &spec, id, program, port.number(), front);
         let number = launch.port;
         port.let_go().await;
-        let Ok(started) = timeout_at(deadline, supervisor.driver.start(launch)).await else {
+        let Ok(started) = timeout_at(deadline, self.driver.start(launch)).await else {
             return late("it could not be executed in time");
         };
         self.started = started?;
@@ -216,8 +214,8 @@ impl Owner {
 
     /// Asks the program that was told this port for readiness.
     async fn ask_until(&self, port: u16, deadline: Instant) -> Result<Attempt> {
-        let (id, driver) = (self.entry.id, &self.supervisor.driver);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (id, driver) = (self.entry.id, &self.driver);
+        let address = self.address(port);
         let spec = &self.entry.spec;
         let mut probe = Probe::new(address, spec.protocol, spec.readiness.http_path.clone());
         Ok(tokio::select! {
@@ -228,6 +226,12 @@ impl Owner {
         })
     }
 
+    /// Where it takes requests, on the machine's `port` or elsewhere.
+    fn address(&self, port: u16) -> SocketAddr {
+        let own = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        self.driver.address(self.entry.id).unwrap_or(own)
+    }
+
     /// After an early end: clears the program away and says whether somebody else had
     /// its port. Who held it for a moment, as a connection's own end, may be gone again;
     /// then the program itself has said so.
@@ -235,10 +239,10 @@ impl Owner {
         // Whatever remains of it must not be taken for a stranger.
         self.stop(Duration::ZERO).await;
         let taken = self.port.as_ref().is_some_and(Port::is_taken);
-        let lines = last_lines(&*self.supervisor.driver, self.entry.id, LAST_LINES).await;
+        let lines = last_lines(&*self.driver, self.entry.id, LAST_LINES).await;
         let lost = taken || lines.iter().any(|line| line.to_ascii_lowercase().contains(IN_USE));
         if lost {
-            self.supervisor.driver.forget(self.entry.id).await;
+            self.driver.forget(self.entry.id).await;
             self.started = Started::default();
             self.steps.retain(|step| step.name == "fetch");
         }
@@ -253,7 +257,7 @@ impl Owner {
             instance: self.entry.id,
             hash: self.entry.hash,
             service: self.entry.spec.name.clone(),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            address: self.address(port),
             protocol: self.entry.spec.protocol,
             limit: self.entry.spec.concurrency_limit,
         });
@@ -268,6 +272,7 @@ impl Owner {
             return Event::Asked; // never: `open` comes before Ready
         };
         let (supervisor, entry) = (self.supervisor.clone(), self.entry.clone());
+        let driver = self.driver.clone();
         let steady = async {
             sleep(STEADY).await;
             supervisor.lock().failures.clear(entry.hash);
@@ -275,7 +280,7 @@ impl Owner {
         };
         tokio::select! {
             biased;
-            exit = supervisor.driver.wait(entry.id) => self.died(exit),
+            exit = driver.wait(entry.id) => self.died(exit),
             () = entry.asked(Ask::Leave) => Event::Asked,
             () = steady => Event::Asked, // never
             () = self.idle(&*door) => Event::Idle,
@@ -357,7 +362,7 @@ impl Owner {
         tokio::select! {
             biased;
             () = door.drained() => {}
-            _ = self.supervisor.driver.wait(self.entry.id) => return Event::Exited,
+            _ = self.driver.wait(self.entry.id) => return Event::Exited,
             () = stop => {}
             () = sleep(timing.drain) => {}
         }

@@ -144,6 +144,26 @@ async fn nonsense_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn an_image_is_nothing_for_an_allocator_without_an_engine() {
+    let (world, fake) = world().await;
+    let image = lca::api::proto::Image {
+        reference: "docker.io/library/web:1".into(),
+        digest: lca::Digest::of(b"web").to_string(),
+        ..Default::default()
+    };
+    let spec = world.add("web", "", |spec| {
+        spec.artifact.clear();
+        spec.image = Some(image);
+    });
+    let error = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap_err();
+    assert!(
+        error.kind() == Kind::NotHere && error.public().contains("no Docker Engine"),
+        "{error}"
+    );
+    assert!(fake.launches().is_empty() && world.list(true).await.is_empty());
+}
+
+#[tokio::test]
 async fn an_older_spec_is_refreshed_and_a_wish_for_another_is_refused() {
     let (world, _fake) = world().await;
     let old = world.add("hello", "/bin/old", |_| {});

@@ -27,7 +27,7 @@ use tonic::service::Routes;
 
 use super::{real::SERVE, twins::PATIENCE};
 use crate::{
-    Allocator, Collaborators, Config,
+    Allocator, Collaborators, Config, Drivers,
     driver::process::{Grants, Process},
 };
 
@@ -52,7 +52,7 @@ async fn allocator(network: &Network, dir: &Path, tasks: &Tasks) -> Peer {
     let driver = Process::open(&dir.join("instances")).unwrap();
     let driver = driver.with_grants(Grants { read, ..Grants::default() });
     let collaborators = Collaborators {
-        driver: Arc::new(driver),
+        drivers: Drivers::new(Arc::new(driver)),
         specs,
         discovery,
         mesh,

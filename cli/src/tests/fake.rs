@@ -8,7 +8,7 @@ use std::{
 };
 
 use lca::{
-    Digest, Error, Kind, Spec,
+    Digest, Error, Kind, Runs, Spec,
     api::proto::{
         self, allocate_progress::Progress, instance_event::Event, put_artifact_request::Part,
         registry_client::RegistryClient,
@@ -436,7 +436,7 @@ impl Registry for Fake {
         let request = request.into_inner();
         let mut new = Spec::try_from(request.spec.unwrap())?;
         self.state(|state| {
-            if let Some(digest) = new.artifact
+            if let Runs::Artifact(digest) = new.runs
                 && !state.artifacts.contains_key(&digest.to_string())
             {
                 return Err(

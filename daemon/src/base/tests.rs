@@ -5,7 +5,7 @@ use lca::config::Host;
 use lca_allocator::{
     Driver as _, Timing,
     driver::{
-        Launch,
+        Launch, Runnable,
         process::{Grants, Process},
     },
 };
@@ -126,7 +126,7 @@ fn launch() -> Launch {
     Launch {
         id: lca::InstanceId::random(),
         service: "hello".parse().unwrap(),
-        program: "/bin/sleep".into(),
+        program: Runnable::File("/bin/sleep".into()),
         arguments: vec!["1000".into()],
         environment: Default::default(),
         port: 1,

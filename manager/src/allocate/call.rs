@@ -81,7 +81,7 @@ async fn promise(reach: &Reach, order: &Order, endpoint: &Endpoint) -> Duration 
     sleep(DESCRIBE).await;
     let described = reach.describe(endpoint, promise.saturating_sub(DESCRIBE));
     let described = timeout_at(begun + promise, described).await;
-    let fetches = match (described, order.artifact.map(|digest| digest.to_string())) {
+    let fetches = match (described, order.runs.digest().map(|digest| digest.to_string())) {
         (Ok(Ok(said)), Some(digest)) => !said.cached_artifacts.contains(&digest),
         _ => false,
     };
@@ -117,6 +117,7 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         let no = match error.kind() {
             Kind::NoCapacity => No::Full,
+            // Not [`Kind::NotHere`]: that is one machine's own lack.
             Kind::StartFailed
             | Kind::FailedPrecondition
             | Kind::InvalidArgument

@@ -220,6 +220,17 @@ async fn an_allocator_without_room_is_passed_over() {
 }
 
 #[tokio::test]
+async fn what_one_machine_has_not_got_is_asked_of_the_next() {
+    let world = World::new();
+    let lacks = Error::new(Kind::NotHere, "this allocator has no Docker Engine");
+    let poor = world.allocator_that(Behaviour::Refuses(lacks));
+    let (rich, client) = (world.allocator(), world.client());
+    world.distance(&client, &rich, 40);
+    let target = client.pick().await.unwrap();
+    assert_eq!((target.endpoint.peer, poor.asked().len()), (rich.id(), 1));
+}
+
+#[tokio::test]
 async fn when_nobody_has_room_each_reason_is_named() {
     let world = World::new();
     let one = world.allocator_that(Behaviour::full("out of memory"));

@@ -147,6 +147,7 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Makes the folder, the group and the command. Blocks on the disk.
     pub(super) fn new(home: PathBuf, launch: &Launch, terms: &Terms) -> Result<Self, Failed> {
+        let executed = launch.program.file()?;
         let home = Home::create(home)?;
         let (output, file) = Output::create(home.path())?;
         let (limits, cpu) = (&launch.allowance, launch.resources.cpu_millis);
@@ -158,19 +159,19 @@ impl Prepared {
             .map_err(|error| Failed::Confining("its control group could not be made", error))?;
         let group = Grouped(group);
         let allowed = Allowed {
-            program: &launch.program,
+            program: executed,
             work: &home.work(),
             output: output.path(),
             port: launch.port,
             read: &terms.grants.read,
             write: &terms.grants.write,
         };
-        let program = Program::new(&launch.program, &launch.arguments, environment(launch, &home))?;
+        let program = Program::new(executed, &launch.arguments, environment(launch, &home))?;
         let (group_of_it, soft) = (group.0.as_ref(), terms.grants.open_files);
         let (confinement, report) =
             Confinement::prepare(&terms.means, group_of_it, limits, soft, &allowed, program)
                 .map_err(|error| Failed::Confining("its limits could not be prepared", error))?;
-        let mut command = Command::new(&launch.program);
+        let mut command = Command::new(executed);
         command
             .env_clear()
             .current_dir(home.work())

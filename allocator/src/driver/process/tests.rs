@@ -10,7 +10,10 @@ use lca::{Allowance, Digest, Resources, testing::eventually};
 use tempfile::TempDir;
 
 use super::{leader::start_time, *};
-use crate::driver::suite::{self, Program};
+use crate::driver::{
+    Runnable,
+    suite::{self, Program},
+};
 
 mod confined;
 
@@ -49,7 +52,7 @@ impl Bench {
         Launch {
             id,
             service: "script".parse().unwrap(),
-            program,
+            program: Runnable::File(program),
             arguments: Vec::new(),
             environment: BTreeMap::from([
                 ("LCA_INSTANCE_ID".into(), id.to_string()),
@@ -112,7 +115,7 @@ async fn processes_pass_the_suite() {
         Program::Ends(_) => bench.script(&format!("{write}; kill -9 $$")),
         Program::CannotRun => {
             let launch = bench.script("");
-            fs::remove_file(&launch.program).unwrap();
+            fs::remove_file(launch.program.file().unwrap()).unwrap();
             launch
         }
     })
@@ -128,13 +131,14 @@ async fn processes_pass_the_suite() {
 async fn what_cannot_be_executed_is_said_so() {
     let bench = Bench::new();
     let garbage = bench.script("");
-    fs::set_permissions(&garbage.program, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(&garbage.program, [0u8; 64]).unwrap();
+    fs::set_permissions(garbage.program.file().unwrap(), fs::Permissions::from_mode(0o755))
+        .unwrap();
+    fs::write(garbage.program.file().unwrap(), [0u8; 64]).unwrap();
     let error = bench.driver.start(garbage).await.unwrap_err();
     assert!(error.public().contains("neither a program"), "{error}");
 
     let locked = bench.script("");
-    fs::set_permissions(&locked.program, fs::Permissions::from_mode(0o444)).unwrap();
+    fs::set_permissions(locked.program.file().unwrap(), fs::Permissions::from_mode(0o444)).unwrap();
     let error = bench.driver.start(locked).await.unwrap_err();
     assert!(error.public().contains("permission denied"), "{error}");
 }
@@ -328,8 +332,8 @@ async fn a_file_still_open_for_writing_is_tried_again() {
     let bench = Bench::new();
     let launch = bench.script("exit 0");
     let id = launch.id;
-    fs::set_permissions(&launch.program, fs::Permissions::from_mode(0o755)).unwrap();
-    let writer = fs::OpenOptions::new().append(true).open(&launch.program).unwrap();
+    fs::set_permissions(launch.program.file().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(launch.program.file().unwrap()).unwrap();
     let starting = bench.driver.start(launch);
     let close = async {
         sleep(BUSY_WAIT * 5).await;

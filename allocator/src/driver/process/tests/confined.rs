@@ -174,7 +174,7 @@ async fn it_listens_on_its_own_port_and_no_other() {
     let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let (own, other) = (free(), free());
     let mut launch = bench.script("");
-    launch.program = std::env::current_exe().unwrap();
+    launch.program = Runnable::File(std::env::current_exe().unwrap());
     let name = "driver::process::tests::confined::a_child_tries_to_listen";
     launch.arguments = ["--exact", name, "--ignored", "--nocapture"].map(Into::into).into();
     launch.environment.insert(PORTS.into(), format!("{own} {other}"));
