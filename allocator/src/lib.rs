@@ -13,6 +13,7 @@ pub mod driver;
 mod failures;
 mod feed;
 mod instance;
+mod intents;
 mod keeper;
 mod ledger;
 mod lifecycle;

@@ -22,6 +22,7 @@ use crate::{
     claims::holder::Asked,
     driver::{Begin, Output},
     feed::{self, Which},
+    lifecycle::State,
     requests::{Mode, Wanted},
     supervisor::{Allocated, Supervisor},
     table::Entry,
@@ -72,6 +73,25 @@ impl allocator_server::Allocator for Allocator {
         let caller = Caller::of(&request);
         let asked = Asked::read(caller, request.get_ref())?;
         Ok(Response::new(self.supervisor.claim(asked).await?))
+    }
+
+    async fn intend(
+        &self,
+        request: Request<proto::IntendRequest>,
+    ) -> Result<Response<proto::IntendResponse>, Status> {
+        let caller = Caller::of(&request);
+        let proto::IntendRequest { service_hash, peer } = request.into_inner();
+        let service = service_hash.parse().map_err(Error::from)?;
+        let at = peer.parse().map_err(Error::from)?;
+        let mut books = self.supervisor.lock();
+        let which = Which { service: None, hash: Some(service) };
+        let begun = books.table.live().filter(|entry| {
+            let state = entry.state();
+            which.fits(entry) && (state.is_coming_up() || state == State::Ready)
+        });
+        let instances = begun.take(MAX_LISTED).map(|entry| entry.id.to_string()).collect();
+        let first = books.intents.heard(service, caller, at, tokio::time::Instant::now());
+        Ok(Response::new(proto::IntendResponse { instances, peer: first.to_string() }))
     }
 
     async fn release(

@@ -28,6 +28,7 @@ use crate::{
     failures::Failures,
     feed::Feed,
     instance,
+    intents::Intents,
     keeper::Keeper,
     ledger::{Call, Ledger, wall_ms},
     lifecycle::State,
@@ -67,6 +68,7 @@ pub(crate) struct Books {
     pub(crate) requests: Requests,
     pub(crate) failures: Failures,
     pub(crate) keeper: Keeper,
+    pub(crate) intents: Intents,
     pub(crate) stopping: bool,
 }
 

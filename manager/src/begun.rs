@@ -4,15 +4,16 @@
 //! Managers of one place rank allocators alike as long as they measure alike, and two that
 //! decide in the same instant have nothing else to go by. On a busy machine they do
 //! neither: round trips differ by their noise, and decisions are tenths of seconds apart.
-//! So before one is started, those that others may have preferred are asked, all at once.
+//! So before one is started, those that others may have preferred are asked, all at once,
+//! and are told who is to start it: whoever asks next hears of it, though nothing is begun
+//! yet (decision 0012).
 //! It costs a round trip to a peer about as near as the one that is asked to start.
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use lca::{
-    InstanceId, Kind, PeerId, Requirements, ServiceHash,
-    api::proto::{Instance, InstanceState, ListInstancesRequest},
+    InstanceId, Kind, PeerId, Requirements, ServiceHash, api::proto::IntendResponse,
     endpoint::Endpoint,
 };
 use tokio::time::sleep;
@@ -74,40 +75,47 @@ pub(crate) struct Near {
 /// What came of asking.
 #[derive(Debug, Default)]
 pub(crate) struct Begun {
-    /// The first to say that it has begun an instance, or has one.
+    /// Who is to be asked first: who says that it has begun an instance, or has one; else
+    /// whom a manager means that asked before.
     pub(crate) by: Option<PeerId>,
     /// Those sound ones that had all the time there is, answer probes, and did not say.
     pub(crate) mute: Vec<PeerId>,
 }
 
-/// The first of `near` to say that it has begun an instance of `service`, or has one. What
-/// the request has `tried` will not do for it, so it counts only if nobody has another.
-/// Bounded by [`WITHIN`]. Cancel safe.
+/// Tells `near` that `service` is about to be started by `at`, and hears who has begun an
+/// instance, or has one: the first to say so. What the request has `tried` will not do for
+/// it, so it counts only if nobody has another. If nobody has any, whom the first manager
+/// to ask means. Bounded by [`WITHIN`]. Cancel safe.
 pub(crate) async fn begun(
     reach: &Reach,
     service: ServiceHash,
     near: Vec<Near>,
+    at: PeerId,
     tried: &[InstanceId],
 ) -> Begun {
     let mut asked: FuturesUnordered<_> =
-        near.into_iter().map(|near| ask(reach, service, near, tried)).collect();
-    let (mut mute, mut only_tried) = (Vec::new(), None);
+        near.into_iter().map(|near| ask(reach, service, near, at, tried)).collect();
+    let (mut mute, mut only_tried, mut words) = (Vec::new(), None, Vec::new());
     while let Some((peer, answer)) = asked.next().await {
         match answer {
             Said::Begun { tried: false } => return Begun { by: Some(peer), mute },
             Said::Begun { tried: true } => only_tried = only_tried.or(Some(peer)),
+            Said::Meant(meant) => words.push((peer, meant)),
             Said::Mute => mute.push(peer),
             Said::None => {}
         }
     }
-    Begun { by: only_tried, mute }
+    Begun { by: only_tried.or_else(|| policy::heeded(service, &words)), mute }
 }
 
+#[derive(Debug)]
 enum Said {
     /// It has one; whether the request has tried all it has.
     Begun {
         tried: bool,
     },
+    /// It has none, and the first to ask means this one.
+    Meant(PeerId),
     None,
     Mute,
 }
@@ -116,9 +124,9 @@ async fn ask(
     reach: &Reach,
     service: ServiceHash,
     Near { endpoint, doubtful }: Near,
+    at: PeerId,
     tried: &[InstanceId],
 ) -> (PeerId, Said) {
-    let which = ListInstancesRequest { service_hash: service.to_string(), ..Default::default() };
     let within = if doubtful { WITHIN_DOUBTFUL } else { WITHIN };
     let peer = endpoint.peer;
     let silent = async {
@@ -127,29 +135,21 @@ async fn ask(
         }
     };
     let answer = tokio::select! {
-        answer = reach.instances(&endpoint, which, within) => answer,
+        answer = reach.intend(&endpoint, service, at, within) => answer,
         () = silent => return (peer, Said::None),
     };
     let said = match answer {
-        Ok(instances) => {
-            let mut coming = instances.iter().filter(|one| is_coming(one, service)).peekable();
-            match coming.peek() {
-                Some(_) => Said::Begun { tried: coming.all(|one| is_one_of(one, tried)) },
-                None => Said::None,
+        Ok(IntendResponse { instances, peer: meant }) => match meant.parse() {
+            _ if !instances.is_empty() => {
+                let is_tried =
+                    |id: &String| id.parse().is_ok_and(|id: InstanceId| tried.contains(&id));
+                Said::Begun { tried: instances.iter().all(is_tried) }
             }
-        }
+            Ok(meant) => Said::Meant(meant),
+            Err(_) => Said::None,
+        },
         Err(error) if error.kind() == Kind::Timeout && !doubtful => Said::Mute,
         Err(_) => Said::None,
     };
     (peer, said)
-}
-
-fn is_one_of(instance: &Instance, tried: &[InstanceId]) -> bool {
-    instance.id.parse().is_ok_and(|id: InstanceId| tried.contains(&id))
-}
-
-fn is_coming(instance: &Instance, service: ServiceHash) -> bool {
-    use InstanceState::{Fetching, Pending, Ready, Starting};
-    instance.service_hash == service.to_string()
-        && [Pending, Fetching, Starting, Ready].contains(&instance.state())
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use lca::{InstanceId, PeerId, Requirements};
+use lca::{InstanceId, PeerId, Requirements, ServiceHash, rendezvous};
 
 use crate::cache::Level;
 
@@ -177,6 +177,14 @@ pub(crate) fn rivals(ranked: &[PeerId], offers: &[Offer], limits: &Requirements)
         one.least <= far && (limits.within_soft(one.least) || !limits.within_soft(first.least))
     };
     ranked.iter().copied().filter(|peer| offer(peer).is_some_and(is_rival)).collect()
+}
+
+/// Whom the manager that asked first means to have it started by: by the word of one of
+/// those that said, the first in rendezvous order, for whom several managers asked at the
+/// same instant may not have asked in the same order.
+pub(crate) fn heeded(service: ServiceHash, words: &[(PeerId, PeerId)]) -> Option<PeerId> {
+    let first = words.iter().max_by_key(|(by, _)| (rendezvous::weight(service, *by), *by));
+    first.map(|(_, meant)| *meant)
 }
 
 /// Which of the steps 2, 5, 10, 20, 50, 100, ... milliseconds an RTT falls under.

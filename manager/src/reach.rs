@@ -85,6 +85,26 @@ impl Reach {
         Ok(instances)
     }
 
+    /// Tells `to` that `service` is about to be started by `at`, and asks what it knows of
+    /// that.
+    ///
+    /// # Errors
+    /// As [`Self::channel`], or what it answered.
+    pub(crate) async fn intend(
+        &self,
+        to: &Endpoint,
+        service: ServiceHash,
+        at: PeerId,
+        within: Duration,
+    ) -> Result<proto::IntendResponse> {
+        let said = proto::IntendRequest { service_hash: service.to_string(), peer: at.to_string() };
+        let asked = async {
+            let mut client = AllocatorClient::new(self.mesh.grpc(to).await?);
+            Ok::<_, Error>(client.intend(api::within(within, said)).await?.into_inner())
+        };
+        tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(silent(to, within)))
+    }
+
     /// What the allocator `to` offers.
     ///
     /// # Errors

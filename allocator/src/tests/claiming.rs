@@ -199,3 +199,49 @@ async fn what_a_slow_allocator_runs_counts_until_it_is_silent_and_the_answer_com
     network.take_down(there.own.local());
     assert!(claim_as(&here, 2, &spec, |_| {}).await.unwrap().granted);
 }
+
+/// What managers that do not know of each other say before they choose.
+#[tokio::test]
+async fn whoever_asks_second_hears_where_the_first_goes_and_then_what_was_begun() {
+    let fake = Fake::default();
+    let world = World::new(Arc::new(fake.clone()), config()).await;
+    let spec = world.add("hello", "/bin/hello", |_| {});
+    fake.behave(&spec.name, Behaviour { listens_after: None, ..Default::default() });
+    let peer = |n: u8| PeerId::from_public_key([n; 32]);
+    let intend = async |by: u8, at: u8| {
+        let said = proto::IntendRequest {
+            service_hash: spec.hash().to_string(),
+            peer: peer(at).to_string(),
+        };
+        let mut request = Request::new(said);
+        request.extensions_mut().insert(Caller::Peer(peer(by)));
+        world.allocator.intend(request).await.unwrap().into_inner()
+    };
+    let meant = |at: u8| proto::IntendResponse { peer: peer(at).to_string(), instances: vec![] };
+    assert_eq!(intend(1, 11).await, meant(11));
+    assert_eq!(intend(2, 12).await, meant(11));
+    let allocator = world.allocator.clone();
+    let request = Request::new(proto::AllocateRequest {
+        service: "hello".into(),
+        service_hash: spec.hash().to_string(),
+        request_id: "r1".into(),
+        ..Default::default()
+    });
+    let starting = tokio::spawn(async move { allocator.allocate(request).await });
+    let id = eventually("an instance that is on its way to be told", async || {
+        intend(2, 12).await.instances.pop()
+    })
+    .await;
+    world.release(&id).await.unwrap();
+    assert_eq!(intend(2, 12).await.instances, Vec::<String>::new(), "what has ended is not told");
+    starting.await.unwrap().unwrap_err();
+    for (service_hash, peer) in
+        [("x", peer(1).to_string()), (&*spec.hash().to_string(), "x".into())]
+    {
+        let said = proto::IntendRequest { service_hash: service_hash.into(), peer };
+        let mut request = Request::new(said);
+        request.extensions_mut().insert(Caller::Local);
+        let refused = world.allocator.intend(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    }
+}

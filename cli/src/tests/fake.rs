@@ -388,6 +388,10 @@ impl Allocator for Fake {
         Err(Status::unimplemented(""))
     }
 
+    async fn intend(&self, _: Request<proto::IntendRequest>) -> Answer<proto::IntendResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn release(
         &self,
         request: Request<proto::ReleaseRequest>,

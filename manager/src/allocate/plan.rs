@@ -121,11 +121,15 @@ impl<'a> Plan<'a> {
                 Some(Near { endpoint: one(peer)?, doubtful })
             });
             let near: Vec<_> = near.collect();
-            if near.len() > 1 {
-                let begun = begun::begun(reach, order.service, near, question.avoids()).await;
+            if near.len() > 1
+                && let Some(at) = ranked.first()
+            {
+                let of: Vec<_> = near.iter().map(|near| near.endpoint.peer).collect();
+                let begun = begun::begun(reach, order.service, near, *at, question.avoids()).await;
                 // Nobody waits for these again until they have answered from behind.
                 begun.mute.into_iter().for_each(|peer| allocators.failed(peer));
-                if let Some(peer) = begun.by {
+                // Somebody else may mean one that will not do here.
+                if let Some(peer) = begun.by.filter(|peer| of.contains(peer)) {
                     ranked.retain(|one| *one != peer);
                     ranked.insert(0, peer);
                 }

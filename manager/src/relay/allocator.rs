@@ -46,6 +46,14 @@ impl Allocator for Relay {
         pass(WHAT, request, |request| allocator.claim(request)).await
     }
 
+    async fn intend(
+        &self,
+        request: Request<proto::IntendRequest>,
+    ) -> Result<Response<proto::IntendResponse>, Status> {
+        let mut allocator = self.own_allocator().await?;
+        pass(WHAT, request, |request| allocator.intend(request)).await
+    }
+
     async fn release(
         &self,
         mut request: Request<proto::ReleaseRequest>,

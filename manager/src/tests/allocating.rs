@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::world::{Behaviour, HELLO, World, hash_of, spec, wish};
+use super::world::{Behaviour, FakeAllocator, HELLO, World, hash_of, spec, wish};
 use crate::{Config, Wish};
 
 #[tokio::test]
@@ -80,6 +80,60 @@ async fn what_somebody_else_has_begun_is_joined_though_another_allocator_seems_n
     });
     other.pick().await.unwrap();
     assert_eq!((nearer.asked().len(), begun.asked().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn managers_that_measure_differently_and_choose_in_the_same_instant_choose_the_same() {
+    let names: Vec<_> = (0..20).map(|n| format!("{HELLO}-{n}")).collect();
+    let world = World::with(names.iter().map(|name| spec(name)));
+    // Nothing of a start is to be seen until it is over, as while a spec is looked up.
+    let gate = Arc::new(Semaphore::new(0));
+    let all = [(); 3].map(|()| world.allocator_that(Behaviour::Waits(gate.clone())));
+    let clients = [(); 3].map(|()| world.client());
+    for (n, client) in clients.iter().enumerate() {
+        for (m, allocator) in all.iter().enumerate() {
+            world.distance(client, allocator, if n == m { 1 } else { 9 });
+        }
+    }
+    let asked = |name: &str| {
+        let of = |one: &FakeAllocator| one.asked().iter().filter(|it| it.service == name).count();
+        [of(&all[0]), of(&all[1]), of(&all[2])]
+    };
+    for name in &names {
+        let picks = clients.iter().map(|client| client.manager.pick(wish(name)));
+        let seen = async {
+            eventually("all to have asked", async || asked(name).iter().sum::<usize>() == 3).await;
+            gate.add_permits(3);
+        };
+        let (picked, ()) = tokio::join!(join_all(picks), seen);
+        assert!(asked(name).contains(&3), "{name}: {:?}", asked(name));
+        assert!(picked.iter().all(Result::is_ok), "{picked:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_means_to_use_is_not_followed_beyond_what_is_near() {
+    let world = World::with([spec(HELLO)]);
+    let gate = Arc::new(Semaphore::new(0));
+    let waits = || world.allocator_that(Behaviour::Waits(gate.clone()));
+    let (near, other, far) = (waits(), waits(), waits());
+    let (here, there) = (world.client(), world.client());
+    for (client, [a, b, c]) in [(&here, [1, 2, 50]), (&there, [9, 9, 1])] {
+        world.distance(client, &near, a);
+        world.distance(client, &other, b);
+        world.distance(client, &far, c);
+    }
+    let (manager, of) = (there.manager.clone(), wish(HELLO));
+    let first = tokio::spawn(async move { manager.pick(of).await });
+    eventually("the far one to be asked", async || far.asked().len() == 1).await;
+    let (manager, of) = (here.manager.clone(), wish(HELLO));
+    let second = tokio::spawn(async move { manager.pick(of).await });
+    let asked = || near.asked().len() + other.asked().len();
+    eventually("one of the near ones to be asked", async || asked() == 1).await;
+    gate.add_permits(2);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(far.asked().len(), 1);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! told, and distances set by hand.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -109,6 +110,7 @@ impl World {
             instances: Vec::new(),
             asked: Vec::new(),
             claimed: Vec::new(),
+            intents: HashMap::new(),
             taken: None,
             cached: Vec::new(),
             claim_error: None,
@@ -190,6 +192,8 @@ struct State {
     instances: Vec<Instance>,
     asked: Vec<AllocateRequest>,
     claimed: Vec<proto::ClaimRequest>,
+    /// Who was the first to say that it is about to have a service started, and where.
+    intents: HashMap<String, (Caller, String)>,
     /// What it says to claims; `None`: granted.
     taken: Option<proto::ClaimResponse>,
     cached: Vec<String>,
@@ -406,6 +410,29 @@ impl Allocator for FakeAllocator {
         }
         let granted = proto::ClaimResponse { granted: true, ..Default::default() };
         Ok(Response::new(state.taken.clone().unwrap_or(granted)))
+    }
+
+    async fn intend(
+        &self,
+        request: Request<proto::IntendRequest>,
+    ) -> Result<Response<proto::IntendResponse>, Status> {
+        let caller = Caller::of(&request);
+        let proto::IntendRequest { service_hash, peer } = request.into_inner();
+        let first = match self.lock().intents.entry(service_hash.clone()) {
+            Entry::Occupied(first) if first.get().0 != caller => first.get().1.clone(),
+            other => other.insert_entry((caller, peer)).get().1.clone(),
+        };
+        self.hang().await;
+        let after = self.lock().lists_after;
+        tokio::time::sleep(after).await;
+        let mut begun = self.instances();
+        begun.retain(|one| {
+            use InstanceState::{Fetching, Pending, Ready, Starting};
+            one.service_hash == service_hash
+                && [Pending, Fetching, Starting, Ready].contains(&one.state())
+        });
+        let instances = begun.into_iter().map(|one| one.id).collect();
+        Ok(Response::new(proto::IntendResponse { instances, peer: first }))
     }
 
     async fn release(
