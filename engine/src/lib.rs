@@ -12,9 +12,18 @@ mod engine;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod image;
+mod keyring;
+mod progress;
+mod pull;
+mod trouble;
 
 pub use about::About;
 pub use address::{Address, DOCKER_HOST};
 pub use bollard;
 pub use engine::Engine;
 pub use failure::failed;
+pub use image::{Image, Wanted};
+pub use keyring::{Credentials, Keyring};
+pub use progress::Progress;
+pub use pull::{Fetched, PATIENCE};
