@@ -7,7 +7,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use lca::{InstancePrefix, RequestId, ServiceName};
 use lca_daemon::args::LogFormat;
 
+pub use image::Image as ImageArgs;
+
 use crate::{connect::Address, output::Format, units, up};
+
+mod image;
 
 /// The table of [`lca::Exit`], for people.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 a defect, 2 the command line or a file is wrong, \
@@ -194,9 +198,9 @@ pub struct Add {
     /// The executable to upload and run
     #[arg(long, value_name = "PATH")]
     pub exec: Option<PathBuf>,
-    /// A container image to run; not possible yet
-    #[arg(long, value_name = "REF", conflicts_with_all = ["exec", "external"])]
-    pub image: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its fields, which are flags")]
+    pub container: ImageArgs,
     /// Nothing to run: a proxy represents it
     #[arg(long, conflicts_with_all = ["exec", "cpu", "memory", "idle_timeout", "ready_path", "start_timeout", "env", "arguments",
         "min_instances", "max_instances", "target_concurrency", "placement"])]
@@ -394,6 +398,10 @@ mod tests {
             ("service add hello --exec x --image y", "cannot be used with"),
             ("service add hello --exec x --external", "cannot be used with"),
             ("service add hello --external --cpu 1", "cannot be used with"),
+            ("service add hello --exec x --cap-add KILL", "cannot be used with"),
+            ("service add hello --image x --cap-add FLY", "none that Linux has"),
+            ("service add hello --image x --image-port 0", "invalid value"),
+            ("service add hello --host-network", "--image"),
             ("service add hello --external --max-instances 1", "cannot be used with"),
             ("service add hello --exec x --placement far", "nearest, spread, pack"),
             ("service add hello --exec x --min-instances -1", "unexpected argument"),

@@ -15,7 +15,7 @@ use lca::{Error, Kind, Result};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use crate::view::{Requirements, Resources, ServiceSpec};
+use crate::view::{Image, Requirements, Resources, ServiceSpec};
 
 /// Largest file taken: a spec is at most some 130 KiB.
 const MAX_FILE: u64 = 1 << 20;
@@ -65,7 +65,8 @@ fn parse(bytes: &[u8]) -> Result<Described, String> {
     if ORIGINAL.iter().any(|key| value.get(key).is_some()) {
         return original(serde_json::from_slice(bytes).map_err(text)?);
     }
-    let spec = serde_json::to_value(ServiceSpec::default()).map_err(text)?;
+    let every = ServiceSpec { image: Some(Image::default()), ..ServiceSpec::default() };
+    let spec = serde_json::to_value(every).map_err(text)?;
     let spec = match value.get("spec") {
         // As `service get` and `service add` print it.
         Some(_) => {

@@ -7,7 +7,11 @@ use std::{collections::BTreeMap, time::Duration};
 use lca::{Error, Kind, PeerId, api::proto};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use image::Image;
+
 use crate::units::show_duration;
+
+mod image;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Peer {
@@ -160,6 +164,8 @@ impl From<proto::Step> for Step {
 pub(crate) struct ServiceSpec {
     pub(crate) name: String,
     pub(crate) artifact: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<Image>,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) protocol: String,
@@ -249,6 +255,7 @@ impl From<proto::ServiceSpec> for ServiceSpec {
         Self {
             name: spec.name,
             artifact: spec.artifact,
+            image: spec.image.map(Into::into),
             arguments: spec.arguments,
             environment: spec.environment,
             protocol,
@@ -300,6 +307,7 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
         Ok(Self {
             name: spec.name,
             artifact: spec.artifact,
+            image: spec.image.map(Into::into),
             arguments: spec.arguments,
             environment: spec.environment,
             protocol: protocol.into(),
@@ -326,7 +334,6 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
             target_concurrency: spec.target_concurrency,
             placement: placement.into(),
             limits: Some(spec.limits.into()),
-            image: None,
             revision: spec.revision,
             service_hash: spec.service_hash,
         })

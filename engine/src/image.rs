@@ -3,7 +3,7 @@
 use bollard::{
     errors::Error as Bollard, models::ImageInspect, query_parameters::RemoveImageOptionsBuilder,
 };
-use lca::{Digest, Error, ImageRef, Kind, Result};
+use lca::{Digest, Error, ImageRef, Kind, Pin, Result};
 
 use crate::{Engine, failed};
 
@@ -17,6 +17,19 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// What a spec wants.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] if its reference is none: specs are checked before.
+    pub fn of(image: &lca::Image) -> Result<Self> {
+        match image.pin {
+            Pin::Digest(digest) => {
+                Ok(Self::Pinned(image.reference.parse::<ImageRef>()?.at(digest)))
+            }
+            Pin::Id(id) => Ok(Self::Local(id)),
+        }
+    }
+
     /// As the engine is asked for it.
     pub fn name(&self) -> String {
         match self {
@@ -113,14 +126,14 @@ impl Engine {
     /// Fails for an image that this machine's processor cannot run.
     ///
     /// # Errors
-    /// [`Kind::FailedPrecondition`] with both.
+    /// [`Kind::NotHere`] with both.
     pub(crate) fn check_platform(&self, wanted: &Wanted, image: &Image) -> Result<()> {
         let about = self.about();
         let other = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
         if other(&image.os, &about.os) || other(&image.architecture, &about.architecture) {
             let name = wanted.name();
             return Err(Error::new(
-                Kind::FailedPrecondition,
+                Kind::NotHere,
                 format!(
                     "image {name} is for {}/{}, and this machine is {}/{}",
                     image.os, image.architecture, about.os, about.architecture

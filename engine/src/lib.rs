@@ -16,6 +16,7 @@ mod image;
 mod keyring;
 mod progress;
 mod pull;
+mod resolve;
 mod trouble;
 
 pub use about::About;
@@ -27,3 +28,4 @@ pub use image::{Image, Wanted};
 pub use keyring::{Credentials, Keyring};
 pub use progress::Progress;
 pub use pull::{Fetched, PATIENCE};
+pub use resolve::{Resolved, resolve};

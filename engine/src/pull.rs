@@ -39,9 +39,9 @@ impl Engine {
     /// time it is further. Dropping the future ends the pull.
     ///
     /// # Errors
-    /// [`Kind::FailedPrecondition`] if the registry does not have it or does not give it to
-    /// us, if what comes is not what the digest says, if it is for other machines, or if it
-    /// is an image without a registry that is not here; [`Kind::NoCapacity`] if the disk is full;
+    /// [`Kind::FailedPrecondition`] if the registry does not have it, or what comes is not what
+    /// the digest says; [`Kind::NotHere`] if the registry does not give it to us, it is for
+    /// other machines, or it has no registry and is not here; [`Kind::NoCapacity`] if the disk is full;
     /// [`Kind::Unavailable`] if the engine or the registry cannot be reached;
     /// [`Kind::Timeout`] after `patience` without progress.
     pub async fn fetch(
@@ -59,7 +59,7 @@ impl Engine {
             Wanted::Pinned(image) => image,
             Wanted::Local(id) => {
                 let what = format!("image {id} is not on this machine, and no registry has it");
-                return Err(Error::new(Kind::FailedPrecondition, what)
+                return Err(Error::new(Kind::NotHere, what)
                     .hint("push it to a registry and register it by that name, or load it here"));
             }
         };
@@ -123,7 +123,7 @@ impl Engine {
                     "image {image} is not made for this machine, which is {}/{}",
                     about.os, about.architecture
                 );
-                Error::new(Kind::FailedPrecondition, what).because(error)
+                Error::new(Kind::NotHere, what).because(error)
             }
             Some(trouble) => trouble.error(image).because(error),
             None => Error::new(trouble::OTHER, error.public()).because(error),
@@ -214,7 +214,7 @@ mod tests {
             ),
             (
                 "no matching manifest for linux/amd64 in the manifest list entries",
-                Kind::FailedPrecondition,
+                Kind::NotHere,
                 "not made for this machine, which is linux/amd64",
             ),
             (
@@ -227,11 +227,7 @@ mod tests {
                 Kind::Unavailable,
                 "cannot be reached",
             ),
-            (
-                "unauthorized: authentication required",
-                Kind::FailedPrecondition,
-                "does not give image",
-            ),
+            ("unauthorized: authentication required", Kind::NotHere, "does not give image"),
             ("something never heard of", Kind::Internal, "something never heard of"),
         ] {
             let in_stream = format!(r#"{{"errorDetail":{{"message":"{said}"}},"error":"{said}"}}"#);
@@ -264,7 +260,7 @@ mod tests {
         assert!(!fetched.pulled);
         let local = Wanted::Local(ID.parse().unwrap());
         let error = engine.fetch(&local, &Keyring::none(), PATIENCE, &mut told).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert_eq!(error.kind(), Kind::NotHere);
         assert!(error.public().contains("is not on this machine"), "{error}");
         assert_eq!(pulled.load(Ordering::Relaxed), 0);
     }

@@ -80,14 +80,14 @@ impl Trouble {
                 ),
             ),
             Self::Platform => {
-                (Kind::FailedPrecondition, format!("image {image} is not made for this machine"))
+                (Kind::NotHere, format!("image {image} is not made for this machine"))
             }
             Self::Disk => (
                 Kind::NoCapacity,
                 format!("image {image} cannot be kept: the disk of the Docker Engine is full"),
             ),
             Self::Denied => (
-                Kind::FailedPrecondition,
+                Kind::NotHere,
                 format!("registry {registry} does not give image {image} to this user"),
             ),
             Self::Missing => (

@@ -1,6 +1,7 @@
 //! `lcactl service list | get | remove`, and the client they share with `add`.
 
 mod add;
+mod image;
 
 use lca::{
     Kind, ServiceName,
@@ -16,7 +17,7 @@ use crate::{
     output::Output,
     table::Table,
     units::{setting_millis, setting_size},
-    view::{Limits, ServiceSpec, short_digest},
+    view::{Limits, ServiceSpec},
 };
 
 #[derive(Serialize)]
@@ -86,14 +87,6 @@ fn missing(failure: Failure) -> Failure {
     failure.hint_for(Kind::NotFound, "`lcactl service list` lists what there is")
 }
 
-/// What runs, in a word.
-fn artifact(spec: &ServiceSpec) -> String {
-    match spec.artifact.as_str() {
-        "" => "external".to_owned(),
-        digest => short_digest(digest),
-    }
-}
-
 fn table(services: &[ServiceSpec]) -> Table {
     let mut table = Table::new([
         "NAME", "REVISION", "ARTIFACT", "SOFT RTT", "HARD RTT", "CPU", "MEMORY", "IDLE",
@@ -102,7 +95,7 @@ fn table(services: &[ServiceSpec]) -> Table {
         table.row([
             spec.name.clone(),
             spec.revision.to_string(),
-            artifact(spec),
+            image::what(spec),
             setting_millis(spec.requirements.soft_rtt_ms.into()),
             setting_millis(spec.requirements.hard_rtt_ms.into()),
             cpu(spec.resources.cpu_millis),
@@ -125,10 +118,13 @@ fn fields(spec: &ServiceSpec) -> Table {
     field("name", spec.name.clone());
     field("revision", spec.revision.to_string());
     field("service hash", spec.service_hash.clone());
-    field(
-        "artifact",
-        if spec.artifact.is_empty() { artifact(spec) } else { spec.artifact.clone() },
-    );
+    match &spec.image {
+        Some(image) => {
+            image::fields(image).into_iter().for_each(|(name, value)| field(name, value));
+        }
+        None if spec.artifact.is_empty() => field("artifact", image::what(spec)),
+        None => field("artifact", spec.artifact.clone()),
+    }
     for argument in &spec.arguments {
         field("argument", argument.clone());
     }

@@ -265,24 +265,64 @@ async fn the_originals_file_is_taken_with_a_program() {
     assert!(list.contains("10ms      50ms      250m  65MiB"), "{list}");
     let nothing = daemon.run(&format!("service add hello -f {file}")).await;
     assert_eq!(nothing.exit, Exit::Usage);
-    assert!(nothing.err.contains("--exec PATH, or --external"), "{}", nothing.err);
+    assert!(nothing.err.contains("--exec PATH, --image REF, or --external"), "{}", nothing.err);
     let nameless = daemon.run(&format!("service add -f {file} --external")).await;
     assert!(nameless.err.contains("has no name"), "{}", nameless.err);
 }
 
 #[tokio::test]
-async fn an_image_is_refused_until_there_is_a_driver_for_it() {
+async fn an_image_is_registered_by_its_digest_and_shown_by_its_name() {
     let daemon = Daemon::start().await;
-    let ended = daemon.run("service add hello --image nginx:1").await;
-    assert_eq!((ended.exit, ended.out.as_str()), (Exit::Refused, ""));
-    assert_eq!(
-        ended.err,
-        "error: nginx:1 cannot be run: images come with the Docker driver, later\n\
-         hint: --exec PATH uploads a program and runs it\n"
-    );
+    let digest = Digest::of(b"manifest");
+    let add = format!("service add web --image web:1@{digest}");
+    let ended = daemon.run(&format!("{add} --image-port 80 --read-only --cap-add cap_kill")).await;
+    assert_eq!((ended.exit, ended.out.as_str()), (Exit::Success, "web revision 1\n"));
+    let list = daemon.run("service list").await;
+    assert_snapshot!(list.out, @r"
+    NAME  REVISION  ARTIFACT  SOFT RTT  HARD RTT  CPU  MEMORY  IDLE
+    web   1         web:1     -         -         -    64MiB   60s
+    ");
+    let got = daemon.run("service get web").await;
+    let rows: Vec<_> = got.out.lines().skip(4).take(7).collect();
+    assert_snapshot!(rows.join("\n"), @r"
+    image               docker.io/library/web:1@sha256:05b3abf2579a5eb66403cd78be557fd860633a1fe2103c7642030defe32c657f
+    image digest        sha256:05b3abf2579a5eb66403cd78be557fd860633a1fe2103c7642030defe32c657f
+    image id            -
+    image port          80
+    read only           yes
+    capabilities        KILL
+    host network        -
+    ");
+    // What was printed registers the same again, and flags alone change an image.
+    let json = daemon.run("service get web -o json").await.out;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("web.json");
+    fs::write(&file, json).unwrap();
+    let again = format!("service add -f {}", file.display());
+    assert_eq!(daemon.run(&again).await.out, "web revision 1, unchanged\n");
+    let ended = daemon.run(&format!("{again} --host-network --replace")).await;
+    assert_eq!(ended.exit, Exit::Success);
+    assert_eq!(ended.err, "web revision 1 is replaced:\n  host network: none -> yes\n");
+}
+
+#[tokio::test]
+async fn flags_of_containers_need_an_image_and_a_misspelt_key_of_one_is_named() {
+    let daemon = Daemon::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.json");
+    fs::write(&file, r#"{"name":"x","artifact":"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}"#).unwrap();
+    let ended = daemon.run(&format!("service add -f {} --read-only", file.display())).await;
+    assert_eq!(ended.exit, Exit::Usage);
+    assert!(ended.err.contains("--read-only is about containers"), "{}", ended.err);
+    fs::write(&file, r#"{"name":"x","image":{"readonly_root":true}}"#).unwrap();
+    let ended = daemon.run(&format!("service add -f {}", file.display())).await;
+    assert!(ended.err.contains("image.readonly_root: is not known here"), "{}", ended.err);
+    let ended = daemon.run("service add x --image App").await;
+    assert!(ended.err.contains("capital letters"), "{}", ended.err);
 }
 
 // FAULTS 62.
+
 #[tokio::test]
 async fn names_that_are_none_are_refused_before_anybody_is_asked() {
     let daemon = Daemon::start().await;

@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use super::{invalid, proto};
 use crate::{
-    Digest, Result,
+    Digest, ImageRef, Result,
     spec::{Image, Pin, Runs},
 };
 
@@ -51,6 +51,14 @@ fn image(image: proto::Image) -> Result<Image> {
         (text, "") => Pin::Digest(digest("digest", text)?),
         ("", text) => Pin::Id(digest("id", text)?),
         _ => return Err(invalid("image: it has a digest or an id, not both")),
+    };
+    let reference = match pin {
+        // Where a pull asks.
+        Pin::Digest(_) => {
+            let named = reference.parse::<ImageRef>();
+            named.map_err(|error| invalid(format!("image.reference: {error}")))?.to_string()
+        }
+        Pin::Id(_) => reference,
     };
     let port = u16::try_from(image.port)
         .map_err(|_| invalid(format!("image.port: {} is no port", image.port)))?;
@@ -120,10 +128,11 @@ mod tests {
     #[test]
     fn what_cannot_be_an_image_is_refused_by_field() {
         type Change = fn(&mut proto::Image);
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 10] = [
             ("image.reference", |image| image.reference.clear()),
             ("image.reference", |image| image.reference = "a b".into()),
             ("image.reference", |image| image.reference = "a".repeat(513)),
+            ("capital letters", |image| image.reference = "web/A".into()),
             ("neither digest nor id", |image| image.digest.clear()),
             ("image.digest: digest", |image| image.digest = "sha256:1".into()),
             ("not both", |image| image.id = image.digest.clone()),

@@ -18,10 +18,12 @@ use lca::{
     Kind, ServiceName, Spec,
     api::{self, proto},
 };
+use lca_engine::Resolved;
 use proto::registry_client::RegistryClient;
 use serde::Serialize;
 use tokio::time::{Instant, interval};
 
+use super::image;
 use crate::{
     args::{Add as Args, Global},
     connect,
@@ -43,11 +45,6 @@ struct Document {
 }
 
 pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Result<()> {
-    if let Some(image) = &args.image {
-        let sentence = format!("{image} cannot be run: images come with the Docker driver, later");
-        return Err(Failure::new(Kind::FailedPrecondition, sentence)
-            .hint("--exec PATH uploads a program and runs it"));
-    }
     let described = match args.file.clone() {
         Some(file) => Some(described(&file, output).await?),
         None => None,
@@ -56,8 +53,9 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
         Some(path) => Some(Program::read(path).await?),
         None => None,
     };
+    let found = image::find(&args.container, output).await?;
     let replace = args.replace;
-    let wanted = spec(args, described, program.as_ref())?;
+    let wanted = spec(args, described, program.as_ref(), found)?;
     let name = wanted.name.clone();
     let mut registry = RegistryClient::new(connect::daemon(global).await?);
     let present = match super::get(&mut registry, &name).await {
@@ -171,7 +169,12 @@ async fn agreed(present: &Spec, wanted: &Spec, replace: bool, output: &mut Outpu
 
 /// What the file and the arguments ask for, within bounds and with the defaults filled
 /// in. An argument counts more than the file.
-fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> Result<Spec> {
+fn spec(
+    args: Args,
+    described: Option<Described>,
+    program: Option<&Program>,
+    found: Option<Resolved>,
+) -> Result<Spec> {
     let usage = |sentence: String| Failure::new(Kind::InvalidArgument, sentence);
     let mut spec: proto::ServiceSpec = match described {
         Some(described) => described.spec.try_into()?,
@@ -180,13 +183,15 @@ fn spec(args: Args, described: Option<Described>, program: Option<&Program>) -> 
     (spec.revision, spec.service_hash) = (0, String::new());
     spec.name = name(args.name, &spec.name)?;
     if args.external {
-        spec.artifact = String::new();
+        (spec.artifact, spec.image) = (String::new(), None);
     } else if let Some(program) = program {
-        spec.artifact = program.digest.to_string();
-    } else if spec.artifact.is_empty() {
-        let sentence = "the file names no artifact: say what runs with --exec PATH, or --external";
+        (spec.artifact, spec.image) = (program.digest.to_string(), None);
+    } else if spec.artifact.is_empty() && spec.image.is_none() && found.is_none() {
+        let sentence = "the file names neither artifact nor image: say what runs with --exec PATH, \
+                        --image REF, or --external";
         return Err(usage(sentence.into()));
     }
+    image::apply(&args.container, found, &mut spec)?;
     if !args.arguments.is_empty() {
         spec.arguments = args.arguments;
     }
@@ -261,7 +266,15 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
         }
     };
     let ms = units::setting_millis;
-    field("artifact", super::artifact(&present), super::artifact(&wanted));
+    let artifact = |spec: &ServiceSpec| match spec.image {
+        Some(_) => String::new(),
+        None => image::what(spec),
+    };
+    field("artifact", artifact(&present), artifact(&wanted));
+    let (was, is) = (image_fields(&present), image_fields(&wanted));
+    for ((name, was), (_, is)) in was.into_iter().zip(is) {
+        field(name, was, is);
+    }
     field("arguments", present.arguments.join(" "), wanted.arguments.join(" "));
     field("protocol", spoke, speaks);
     field("ready path", present.readiness.http_path, wanted.readiness.http_path);
@@ -311,6 +324,11 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
         lines.push(format!("environment: {name} {change}"));
     }
     lines
+}
+
+/// The lines on an image, empty ones where there is none.
+fn image_fields(spec: &ServiceSpec) -> Vec<(&'static str, String)> {
+    image::fields(&spec.image.clone().unwrap_or_default())
 }
 
 fn view(spec: &Spec) -> ServiceSpec {
