@@ -133,6 +133,15 @@ impl Ride {
         self
     }
 
+    /// The same, and a bus comes from and goes on to `by` times as far, no faster: a client
+    /// that stays with it is then beyond hard, where the paper's is at most just there.
+    #[must_use]
+    pub fn longer(mut self, by: u32) -> Self {
+        self.far = self.near + (self.far - self.near) * by;
+        self.pass *= by;
+        self
+    }
+
     /// The same in less time, its probes more often to match.
     #[must_use]
     pub fn faster(mut self, by: u32) -> Self {
@@ -339,6 +348,9 @@ mod tests {
         // Where one has gone half of its way, the next one has come half of its own.
         assert!(close(rtt(0, 35), 5.5) && close(rtt(1, 35), 5.5));
         assert!(close(rtt(1, 60), 1.0) && close(rtt(2, 110), 1.0));
+        let longer = Ride::paper().longer(2);
+        let rtt = |bus, s| longer.rtt(bus, Duration::from_secs(s)).as_secs_f64() * 1e3;
+        assert!(close(rtt(0, 35), 5.5) && close(rtt(0, 60), 10.0) && close(rtt(0, 110), 19.0));
         let quick = Ride::paper().farther(10).faster(5);
         assert_eq!(quick.rtt(2, Duration::from_secs(22)), Duration::from_millis(10));
         assert_eq!(quick.timing.mesh.probe_every, Duration::from_millis(200));
