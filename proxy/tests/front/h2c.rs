@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use ::h2::{Reason, server};
+use ::h2::{Ping, Reason, server};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, Version};
 use lca::Protocol;
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::{sleep, timeout},
+    sync::oneshot,
+    time::timeout,
 };
 
 use crate::world::{App, SOON, World};
@@ -172,10 +173,11 @@ async fn a_connection_that_the_application_leaves_is_replaced_and_its_calls_end(
     first.write(GET).await;
     let mut connection = accept(&app, 10).await;
     let (_request, mut answer) = next(&mut connection).await;
+    let mut word = connection.ping_pong().unwrap();
     connection.graceful_shutdown();
     let left = tokio::spawn(async move { while connection.accept().await.is_some() {} });
-    // The word about it needs its way.
-    sleep(Duration::from_millis(100)).await;
+    // Frames keep their order: who answers this one has read the word about leaving.
+    timeout(SOON, word.ping(Ping::opaque())).await.expect("an echo").unwrap();
     second.write(GET).await;
     let fresh = accept(&app, 10).await;
     tokio::spawn(serve(fresh));
@@ -295,14 +297,17 @@ async fn floods_of_an_application_cost_nothing_and_others_go_on() {
         let mut client = world.client().await;
         client.write(GET).await;
         let (mut reading, mut writing) = app.accept().await.0.into_split();
+        let (seen, request) = oneshot::channel();
         let read = tokio::spawn(async move {
+            until_headers(&mut reading).await.unwrap();
+            seen.send(()).unwrap();
             let mut all = [0; 1 << 16];
-            while matches!(tokio::io::AsyncReadExt::read(&mut reading, &mut all).await, Ok(1..)) {}
+            while matches!(reading.read(&mut all).await, Ok(1..)) {}
         });
         let write = async {
             writing.write_all(&frame(4, 0, 0, &[])).await?;
             writing.write_all(&frame(6, 1, 0, &PING)).await?;
-            sleep(Duration::from_millis(50)).await; // the request is there, or all is answered
+            request.await.expect("the head of the request");
             writing.write_all(&flood).await
         };
         // It is taken, or the connection is closed: it does not hang.
@@ -316,6 +321,23 @@ async fn floods_of_an_application_cost_nothing_and_others_go_on() {
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 100 << 20, "{grown} bytes more");
+}
+
+/// Reads what a client of HTTP/2 says up to the head of its first request.
+async fn until_headers(reading: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
+    const HEADERS: u8 = 1;
+    let mut preface = [0; 24];
+    reading.read_exact(&mut preface).await?;
+    loop {
+        let mut head = [0; 9];
+        reading.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        reading.read_exact(&mut payload).await?;
+        if head[3] == HEADERS {
+            return Ok(());
+        }
+    }
 }
 
 /// What the echo that we ask for says.
