@@ -15,10 +15,12 @@
 //! reaped, so never to a stranger that got the same number.
 
 mod cgroup;
+mod child;
 mod confine;
 mod folder;
 mod leader;
 mod output;
+mod program;
 mod reading;
 mod shortage;
 mod spawn;
@@ -232,7 +234,7 @@ impl Driver for Process {
         let home = self.inner.dir.join(id.to_string());
         let allowance = launch.allowance;
         let mut attempt = starting(move || {
-            let mut prepared = Prepared::new(home, &launch, &terms)?;
+            let prepared = Prepared::new(home, &launch, &terms)?;
             let newborn = prepared.spawn();
             Ok((prepared, newborn))
         })
@@ -240,7 +242,7 @@ impl Driver for Process {
         .map_err(failed)?;
         let mut tries = 0;
         let (prepared, newborn) = loop {
-            let mut prepared = match attempt {
+            let prepared = match attempt {
                 // Nothing is awaited from here to the end: nobody can drop us between.
                 (prepared, Ok(newborn)) => break (prepared, newborn),
                 (prepared, Err(Failed::Program(error)))
@@ -264,12 +266,11 @@ impl Driver for Process {
             return Err(killed()); // and so is the newborn
         }
         let (child, start_time) = newborn.keep();
-        let pid = child.id();
-        let leader = Leader::Child(child);
+        let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
         let group = prepared.group.keep();
         let charge =
             Charge { id, home: prepared.home.keep(), output: prepared.output, group, allowance };
-        let held = watch::take_charge(charge, leader);
+        let held = watch::take_charge(charge, child.into());
         books.held.insert(id, held);
         Ok(Started { pid, start_time })
     }

@@ -17,7 +17,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::ffi::OsStrExt as _,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -296,19 +296,34 @@ impl Group {
         set("pids", "pids.max", limits.processes.into())
     }
 
-    /// Files into which a process writes `0` to enter the group, once forked and before it
-    /// has threads.
+    /// Its folder, where a process can begin in it.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub(super) fn open(&self) -> io::Result<Option<OwnedFd>> {
+        match self.version {
+            Version::V1 => Ok(None),
+            Version::V2 => File::open(self.dir("")).map(|dir| Some(dir.into())),
+        }
+    }
+
+    /// Files into which a process writes `0` to enter the group, once it is there and
+    /// before it has threads.
     ///
     /// Version 1 has a file for one thread, which our child is; the one for a process makes
     /// the kernel wait until no other process forks: some 20 milliseconds.
-    pub(super) fn doors(&self) -> io::Result<Vec<File>> {
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub(super) fn doors(&self) -> io::Result<Vec<OwnedFd>> {
         let file = match self.version {
             Version::V1 => "tasks",
             Version::V2 => "cgroup.procs",
         };
         let mut dirs: Vec<&Path> = self.dirs.iter().map(|(_, dir)| dir.as_path()).collect();
         dirs.dedup();
-        dirs.into_iter().map(|dir| OpenOptions::new().write(true).open(dir.join(file))).collect()
+        let open = |dir: &Path| OpenOptions::new().write(true).open(dir.join(file));
+        dirs.into_iter().map(|dir| open(dir).map(Into::into)).collect()
     }
 
     /// What all its processes use together. Memory is what cannot be given back: without
@@ -426,6 +441,13 @@ fn number(text: &str) -> io::Result<u64> {
 /// The number after `name` in a file of `name number` lines.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Our own group of version 2, with or without controllers.
+#[cfg(test)]
+pub(super) fn unified_here() -> Option<PathBuf> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    Layout::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")).unified
 }
 
 #[cfg(test)]

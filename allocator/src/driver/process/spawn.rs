@@ -1,7 +1,7 @@
 //! Makes a process out of a [`Launch`]: the folder, the output file, the command, and
 //! the guards that undo each of them until somebody takes charge.
 //!
-//! What the program may not do it is told between fork and exec ([`confine`]); the folder
+//! What the program may not do it is told before it is executed ([`confine`]); the folder
 //! and the group of a process that could not be started go with their guard.
 //!
 //! [`confine`]: super::confine
@@ -10,19 +10,20 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs, io,
-    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::{
     Grants,
     cgroup::{Cgroups, Group},
-    confine::{self, Allowed, Confinement, Program, Report},
+    child::Born,
+    confine::{self, Allowed, Confinement},
     leader::start_time,
     output::Output,
+    program::{Program, Told},
 };
 use crate::driver::Launch;
 
@@ -68,25 +69,23 @@ impl Drop for Home {
 /// A process that nobody takes charge of yet. Dropping it kills its group.
 #[derive(Debug)]
 pub(super) struct Newborn {
-    child: Option<Child>,
+    child: Option<Born>,
     start_time: u64,
 }
 
 impl Newborn {
     /// The process, no longer guarded, and when it began.
-    pub(super) fn keep(mut self) -> (Child, u64) {
+    pub(super) fn keep(mut self) -> (Born, u64) {
         (self.child.take().expect("taken only here, and self is gone then"), self.start_time)
     }
 }
 
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
-                let _gone_already = kill_process_group(group, Signal::KILL);
-            }
+        if let Some(child) = &self.child {
+            let _gone_already = kill_process_group(child.pid, Signal::KILL);
             // What got SIGKILL ends at once; waiting reaps it.
-            let _reaped = child.wait();
+            let _reaped = waitid(WaitId::PidFd(child.handle.as_fd()), WaitIdOptions::EXITED);
         }
     }
 }
@@ -137,15 +136,15 @@ impl From<io::Error> for Failed {
 /// dropped in this order: a group before the folder its processes work in.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    command: Command,
-    report: Report,
+    program: Program,
+    confinement: Confinement,
     pub(super) output: Output,
     pub(super) group: Grouped,
     pub(super) home: Home,
 }
 
 impl Prepared {
-    /// Makes the folder, the group and the command. Blocks on the disk.
+    /// Makes the folder, the group and all that the child needs. Blocks on the disk.
     pub(super) fn new(home: PathBuf, launch: &Launch, terms: &Terms) -> Result<Self, Failed> {
         let executed = launch.program.file()?;
         let home = Home::create(home)?;
@@ -166,30 +165,28 @@ impl Prepared {
             read: &terms.grants.read,
             write: &terms.grants.write,
         };
-        let program = Program::new(executed, &launch.arguments, environment(launch, &home))?;
         let (group_of_it, soft) = (group.0.as_ref(), terms.grants.open_files);
-        let (confinement, report) =
-            Confinement::prepare(&terms.means, group_of_it, limits, soft, &allowed, program)
+        let confinement =
+            Confinement::prepare(&terms.means, group_of_it, limits, soft, &allowed)
                 .map_err(|error| Failed::Confining("its limits could not be prepared", error))?;
-        let mut command = Command::new(executed);
-        command
-            .env_clear()
-            .current_dir(home.work())
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
-        confinement.put_on(&mut command);
-        Ok(Self { command, report, output, group, home })
+        let program = Program::new(Told {
+            path: executed,
+            arguments: &launch.arguments,
+            environment: environment(launch, &home),
+            folder: &home.work(),
+            output: file.into(),
+        })?;
+        Ok(Self { program, confinement, output, group, home })
     }
 
     /// Blocks until the program has been executed, or could not be.
-    pub(super) fn spawn(&mut self) -> Result<Newborn, Failed> {
-        let child = self.command.spawn().map_err(|error| match self.report.failure() {
-            Some(step) => Failed::Confining(step, error),
-            None => Failed::Program(error),
-        })?;
-        let start_time = start_time(child.id());
+    pub(super) fn spawn(&self) -> Result<Newborn, Failed> {
+        let child =
+            self.confinement.spawn(&self.program)?.map_err(|(step, error)| match step.words() {
+                Some(words) => Failed::Confining(words, error.into()),
+                None => Failed::Program(error.into()),
+            })?;
+        let start_time = start_time(child.pid);
         Ok(Newborn { child: Some(child), start_time })
     }
 }

@@ -398,7 +398,10 @@ async fn one_that_is_no_child_of_ours_is_watched_and_stopped_all_the_same() {
         fs::create_dir_all(bench.dir.path().join(format!("instances/{id}/work"))).unwrap();
         let pid = orphan(&id.to_string(), &bench.node.to_string());
         is_sleeping(pid).await;
-        let started = Started { pid, start_time: start_time(pid) };
+        let started = Started {
+            pid,
+            start_time: start_time(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap()),
+        };
         assert!(bench.driver.adopt(id, started, Allowance::default()).await.unwrap());
         // A sweep leaves it alone.
         bench.driver.sweep(bench.node).await;
@@ -422,7 +425,10 @@ async fn a_number_that_another_process_has_now_is_not_trusted() {
     let (id, other) = (InstanceId::random(), InstanceId::random());
     let pid = orphan(&other.to_string(), "somebody else");
     is_sleeping(pid).await;
-    let started = Started { pid, start_time: start_time(pid) };
+    let started = Started {
+        pid,
+        start_time: start_time(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap()),
+    };
     for (id, started) in [
         // The same instance, later in the life of the machine.
         (other, Started { start_time: started.start_time + 1, ..started }),

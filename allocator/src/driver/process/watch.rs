@@ -138,7 +138,7 @@ impl Held {
         }
         // Held meanwhile: a child is not reaped, so its number is its own.
         let leader = self.lock();
-        let Some(pid) = leader.as_ref().and_then(Leader::pid) else {
+        let Some(pid) = leader.as_ref().map(Leader::pid) else {
             return Ok(Stats::default());
         };
         let stats = Stat::of(pid)?.stats;
@@ -211,7 +211,7 @@ async fn watch(id: InstanceId, held: Arc<Held>, report: watch::Sender<Life>) {
     // A child is a zombie: its number is still ours.
     held.signal(Signal::KILL);
     let leader = held.lock().take();
-    let process_group = leader.as_ref().and_then(Leader::pid);
+    let process_group = leader.as_ref().map(Leader::pid);
     let exit = held.why(leader.map_or(Exit::Unwatched, Leader::reap));
     report.send_replace(Life::Exited(exit));
     if let Some(group) = process_group {
@@ -234,9 +234,9 @@ async fn watch(id: InstanceId, held: Arc<Held>, report: watch::Sender<Life>) {
 /// Resolves when the leader has ended.
 async fn ended(held: &Held) {
     // Subscribed before the first look, so no end falls between.
-    let mut alarm = held.lock().as_ref().and_then(|leader| leader.alarm().ok());
+    let alarm = held.lock().as_ref().and_then(|leader| leader.alarm().ok());
     while held.is_running() {
-        time_to_look(&mut alarm).await;
+        time_to_look(&alarm).await;
     }
 }
 
