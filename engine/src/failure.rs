@@ -31,7 +31,13 @@ pub fn failed(what: &str, error: Bollard) -> Error {
                 .because(error)
                 .hint("put the user into the group `docker`, which is as good as making it root");
             }
-            Some(_) => (Kind::Unavailable, "the Docker Engine does not answer".to_owned()),
+            Some(io::ErrorKind::NotFound) => {
+                (Kind::Unavailable, "there is no such socket".to_owned())
+            }
+            Some(io::ErrorKind::ConnectionRefused) => {
+                (Kind::Unavailable, "nobody listens there".to_owned())
+            }
+            Some(_) => (Kind::Unavailable, "the Docker Engine broke off".to_owned()),
             None => (
                 Kind::Internal,
                 format!("the Docker Engine answered oddly: {}", plain(&other.to_string())),
@@ -58,12 +64,11 @@ fn io_kind(error: &Bollard) -> Option<io::ErrorKind> {
     if let Bollard::IOError { err } = error {
         return Some(err.kind()); // transparent: it is not its own source
     }
-    let broke = matches!(
-        error,
-        Bollard::HyperLegacyError { .. }
-            | Bollard::HyperResponseError { .. }
-            | Bollard::SocketNotFoundError(_)
-    );
+    let broke =
+        matches!(error, Bollard::HyperLegacyError { .. } | Bollard::HyperResponseError { .. });
+    if matches!(error, Bollard::SocketNotFoundError(_)) {
+        return Some(io::ErrorKind::NotFound);
+    }
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(cause) = next {
         if let Some(error) = cause.downcast_ref::<io::Error>() {

@@ -17,6 +17,7 @@ mod keyring;
 mod progress;
 mod pull;
 mod resolve;
+mod stock;
 mod trouble;
 
 pub use about::About;
@@ -29,3 +30,4 @@ pub use keyring::{Credentials, Keyring};
 pub use progress::Progress;
 pub use pull::{Fetched, PATIENCE};
 pub use resolve::{Resolved, resolve};
+pub use stock::{Stock, Terms};
