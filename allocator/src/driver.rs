@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,9 +17,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use lca::{
-    Allowance, Capability, Digest, Error, InstanceId, Kind, PeerId, Resources, Result, ServiceName,
+    Allowance, Capability, Digest, Error, Image, InstanceId, Kind, PeerId, Resources, Result,
+    ServiceHash, ServiceName,
 };
 
+pub mod docker;
 mod drivers;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -36,6 +38,8 @@ pub struct Launch {
     pub id: InstanceId,
     /// What it is a copy of.
     pub service: ServiceName,
+    /// And in which version.
+    pub hash: ServiceHash,
     /// What is executed.
     pub program: Runnable,
     /// Its arguments, after the program's name.
@@ -107,6 +111,31 @@ pub struct Container {
     pub host_network: bool,
 }
 
+/// A network of instances that have none of the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// Where the machine is on it.
+    pub gateway: IpAddr,
+    /// The first address of its range.
+    pub base: IpAddr,
+    /// Bits that all of its addresses have in common.
+    pub bits: u8,
+}
+
+impl Bridge {
+    /// Whether this is an address of it.
+    pub fn has(&self, address: IpAddr) -> bool {
+        let bits = |address: IpAddr| match address.to_canonical() {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        let ((own, width), (other, other_width)) = (bits(self.base), bits(address));
+        let rest = 128 - u32::from(self.bits).min(width);
+        let network = |address: u128| address.checked_shr(rest).unwrap_or(0);
+        width == other_width && network(own) == network(other)
+    }
+}
+
 /// What a driver says of an instance that has just been started, and needs to know to
 /// take it over after a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,6 +158,8 @@ pub enum Exit {
     OutOfMemory(u64),
     /// Killed by us, since its working folder held more than this many bytes.
     OutOfDisk(u64),
+    /// With its container, which somebody else removed.
+    Removed,
     /// While nobody watched, or not as our child: how is not known.
     Unwatched,
 }
@@ -147,6 +178,7 @@ impl fmt::Display for Exit {
             Self::OutOfDisk(limit) => {
                 write!(f, "filled its working folder: its limit is {}", size(*limit))
             }
+            Self::Removed => f.write_str("ended: somebody removed its container"),
             Self::Unwatched => f.write_str("ended, its exit status is unknown"),
         }
     }
@@ -246,6 +278,24 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The network that instances are on which have not the machine's; made if it is
+    /// missing. `None`: they have the machine's. Cancel safe.
+    ///
+    /// # Errors
+    /// If there is one, and it cannot be made.
+    async fn bridge(&self) -> Result<Option<Bridge>> {
+        Ok(None)
+    }
+
+    /// Has an image where containers can be made of it. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Kind::NotHere`] if this machine cannot have it, or may not run it as it asks.
+    async fn image(&self, image: &Image) -> Result<Container> {
+        let what = format!("this allocator has no Docker Engine for {}", image.reference);
+        Err(Error::new(Kind::NotHere, what))
+    }
+
     /// What it enforces on instances of a spec's limits and beyond, and what it does not.
     fn means(&self) -> Means;
 
@@ -255,7 +305,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Kind::StartFailed`] with the reason if it cannot be
-    /// executed; nothing of it is left then.
+    /// executed; nothing of it is left then. Where a process of an engine's comes before the
+    /// program, that ends with code 127 instead and writes the reason.
     async fn start(&self, launch: Launch) -> Result<Started>;
 
     /// Takes over an instance that an earlier run started. True if it runs: it is held
@@ -308,6 +359,10 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Removes everything an ended instance left, its output included. Unknown and
     /// running ones are left alone.
     async fn forget(&self, id: InstanceId);
+
+    /// Gives back what instances shared: nothing is started any more, and what runs on is
+    /// left. Bounded.
+    async fn close(&self) {}
 
     /// Ends everything that runs by force, and starts nothing any more: for whoever
     /// drops a driver without having waited for its instances. Needs no runtime; blocks

@@ -4,13 +4,11 @@
 
 pub(crate) mod real;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use lca::{Digest, Result, Runs, ServiceHash, ServiceName, Spec, headers::Load};
+use lca::{Digest, Result, ServiceHash, ServiceName, Spec, headers::Load};
 pub(crate) use lca_ingress::Local;
-
-use crate::driver::Runnable;
 
 /// A spec as the registry has it.
 #[derive(Clone, Debug)]
@@ -26,11 +24,11 @@ pub(crate) trait Catalog: fmt::Debug + Send + Sync {
     async fn get(&self, name: &ServiceName) -> Result<Known>;
     /// The spec, asked of a registry now.
     async fn refresh(&self, name: &ServiceName) -> Result<Known>;
-    /// What runs, verified and executable, fetched if missing. Cancel safe.
-    async fn fetch(&self, runs: &Runs) -> Result<Runnable>;
+    /// The artifact, verified and executable, fetched if missing. Cancel safe.
+    async fn fetch(&self, digest: Digest) -> Result<PathBuf>;
     /// The specs with `min_instances`, as far as they are known, without I/O.
     fn kept(&self) -> Vec<Known>;
-    /// Artifacts and images that need no fetching.
+    /// Artifacts that need no fetching.
     fn cached(&self) -> Vec<Digest>;
 }
 

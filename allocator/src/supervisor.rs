@@ -183,6 +183,7 @@ impl Supervisor {
             let left = self.lock().table.live().count();
             tracing::error!(left, "instances are left after {within:?}");
         }
+        self.drivers.close().await;
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Books> {

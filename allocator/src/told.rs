@@ -45,6 +45,7 @@ pub(crate) fn launch(
     Launch {
         id,
         service: spec.name.clone(),
+        hash: spec.hash(),
         program,
         arguments,
         environment,

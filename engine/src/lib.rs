@@ -20,6 +20,8 @@ mod resolve;
 mod stock;
 mod trouble;
 
+pub mod testing;
+
 pub use about::About;
 pub use address::{Address, DOCKER_HOST};
 pub use bollard;

@@ -69,6 +69,11 @@ impl Drivers {
         join_all(self.all().map(|driver| driver.forget(id))).await;
     }
 
+    /// [`Driver::close`] of all.
+    pub(crate) async fn close(&self) {
+        join_all(self.all().map(|driver| driver.close())).await;
+    }
+
     /// [`Driver::kill_all`] of all.
     pub(crate) fn kill_all(&self) {
         self.all().for_each(|driver| driver.kill_all());

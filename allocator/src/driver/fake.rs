@@ -315,6 +315,7 @@ mod tests {
             Launch {
                 id,
                 service,
+                hash: lca::ServiceHash::from_sha256([1; 32]),
                 program: Runnable::File("/dev/null".into()),
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
@@ -357,6 +358,7 @@ mod tests {
             Launch {
                 id,
                 service,
+                hash: lca::ServiceHash::from_sha256([1; 32]),
                 program: Runnable::File("/dev/null".into()),
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),

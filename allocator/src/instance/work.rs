@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{LAST_LINES, Owner, STEADY};
 use crate::{
-    driver::{Exit, Started, last_lines},
+    driver::{Exit, Runnable, Started, last_lines},
     ledger::Phase,
     lifecycle::Event,
     outside::{Door, Local},
@@ -56,7 +56,7 @@ impl Owner {
         let since = Instant::now();
         let spec = &self.entry.spec;
         let within = self.supervisor.config.timing.fetch;
-        let fetched = timeout_at(since + within, self.supervisor.catalog.fetch(&spec.runs)).await;
+        let fetched = timeout_at(since + within, self.have(&spec.runs)).await;
         self.timed("fetch", since, "");
         match fetched {
             Ok(Ok(program)) => {
@@ -72,6 +72,20 @@ impl Owner {
                 };
                 let late = format!("{what} did not arrive within {within:?}");
                 self.failed(Error::new(Kind::Timeout, late))
+            }
+        }
+    }
+
+    /// Has what runs where it can be started from.
+    async fn have(&self, runs: &Runs) -> Result<Runnable> {
+        match runs {
+            Runs::Artifact(digest) => {
+                Ok(Runnable::File(self.supervisor.catalog.fetch(*digest).await?))
+            }
+            Runs::Image(image) => Ok(Runnable::Image(self.driver.image(image).await?)),
+            Runs::External => {
+                let what = format!("{} is an external service", self.entry.spec.name);
+                Err(Error::new(Kind::FailedPrecondition, what))
             }
         }
     }

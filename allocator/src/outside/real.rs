@@ -1,10 +1,10 @@
 //! The real specs, artifacts and ingress behind the seams.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use lca::{
-    Digest, Error, Kind, Result, Runs, ServiceName,
+    Digest, Error, Kind, Result, ServiceName,
     artifact::Store,
     headers::Load,
     specs::{Cached, Specs},
@@ -12,7 +12,6 @@ use lca::{
 use lca_ingress::{Ingress, Registration};
 
 use super::{Catalog, Door, Gate, Known, Local};
-use crate::driver::Runnable;
 
 /// When whoever wanted a service that this node may not run may ask again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -36,17 +35,8 @@ impl Catalog for Shelf {
         told(name, &cached)
     }
 
-    async fn fetch(&self, runs: &Runs) -> Result<Runnable> {
-        match runs {
-            Runs::Artifact(digest) => {
-                Ok(Runnable::File(self.specs.fetch_artifact(*digest, &self.store).await?))
-            }
-            Runs::Image(_) => Err(Error::new(Kind::NotHere, "this allocator has no Docker Engine")),
-            Runs::External => {
-                let what = "an external service has nothing to fetch";
-                Err(Error::new(Kind::FailedPrecondition, what))
-            }
-        }
+    async fn fetch(&self, digest: Digest) -> Result<PathBuf> {
+        self.specs.fetch_artifact(digest, &self.store).await
     }
 
     fn kept(&self) -> Vec<Known> {

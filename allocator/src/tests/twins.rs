@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use lca::{
-    Digest, Error, InstanceId, Kind, PeerId, Result, Runs, ServiceName, Spec,
+    Digest, Error, InstanceId, Kind, PeerId, Result, ServiceName, Spec,
     api::{Caller, proto},
     discovery::memory::{Network, Peer},
     endpoint::Role,
@@ -25,7 +25,7 @@ use tonic::{Request, service::Routes};
 
 use crate::{
     Allocator, Capacity, Config, Fronts, OpenFront, Parts, Timing,
-    driver::{Driver, Drivers, Runnable},
+    driver::{Driver, Drivers},
     ledger::{Ledger, Left},
     outside::{Catalog, Door, Gate, Known, Local},
 };
@@ -58,14 +58,11 @@ impl Catalog for Shelf {
         Ok(Known { hash: spec.hash(), spec })
     }
 
-    async fn fetch(&self, runs: &Runs) -> Result<Runnable> {
-        let digest = runs.digest().unwrap();
+    async fn fetch(&self, digest: Digest) -> Result<PathBuf> {
         let takes = *self.fetch_takes.lock().unwrap();
         sleep(takes).await;
         let program = self.programs.lock().unwrap().get(&digest).cloned();
-        program
-            .map(Runnable::File)
-            .ok_or_else(|| Error::new(Kind::Unavailable, format!("nobody has {digest}")))
+        program.ok_or_else(|| Error::new(Kind::Unavailable, format!("nobody has {digest}")))
     }
 
     fn kept(&self) -> Vec<Known> {

@@ -126,6 +126,7 @@ fn launch() -> Launch {
     Launch {
         id: lca::InstanceId::random(),
         service: "hello".parse().unwrap(),
+        hash: lca::ServiceHash::from_sha256([1; 32]),
         program: Runnable::File("/bin/sleep".into()),
         arguments: vec!["1000".into()],
         environment: Default::default(),

@@ -52,6 +52,7 @@ impl Bench {
         Launch {
             id,
             service: "script".parse().unwrap(),
+            hash: lca::ServiceHash::from_sha256([1; 32]),
             program: Runnable::File(program),
             arguments: Vec::new(),
             environment: BTreeMap::from([
