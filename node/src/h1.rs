@@ -10,6 +10,7 @@ mod body;
 pub mod hygiene;
 mod io;
 mod lease;
+mod line;
 mod pool;
 mod tunnel;
 

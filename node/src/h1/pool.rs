@@ -5,50 +5,24 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::Hash,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
 use http::{HeaderValue, Request, Response, header};
-use hyper::{body::Body as _, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use lca::{Error, Kind, Result};
+use hyper::body::Body as _;
+use lca::{Error, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{Instant, timeout, timeout_at},
+    time::Instant,
 };
 
 use super::{
     body::{Body, Outgoing, Sent},
-    io::Bounded,
     lease::{Attempt, Connection, Lease},
+    line::Lack,
 };
-
-/// Headers of an answer, and the room for them: what an honest application needs, and
-/// what our own servers accept too.
-const MAX_HEADERS: usize = 100;
-const MAX_BUFFER: usize = 64 << 10;
-/// Connections to one key that are being opened at the same time. Whoever comes meanwhile
-/// takes what is opened or given back first: a thousand requests at once need no thousand
-/// handshakes, which would keep a peer from its work. A peer 100 ms away, with a handshake
-/// of 300 ms, still serves the first hundred of a burst within a second.
-pub(super) const MAX_DIALS: usize = 16;
-/// How many times [`Config::connect`] a request stands in line at most while the line moves:
-/// thirty seconds to a peer. Where everybody is served, only slowly, to send
-/// a request away helps nobody.
-const LONGEST_LINE: u32 = 10;
-
-/// Why there is no connection for a request.
-enum Lack {
-    /// None could be opened.
-    Unreachable(Error),
-    /// Others were first.
-    Busy(Error),
-}
 
 /// How to reach what a pool connects to.
 pub trait Dial: fmt::Debug + Send + Sync + 'static {
@@ -147,34 +121,34 @@ pub struct Pool<D: Dial> {
 pub(super) struct Shared<D: Dial> {
     pub(super) dial: D,
     pub(super) config: Config,
-    ids: AtomicU64,
+    pub(super) ids: AtomicU64,
     state: Mutex<State<D::Key>>,
 }
 
-struct State<K> {
-    slots: HashMap<K, Slot>,
+pub(super) struct State<K> {
+    pub(super) slots: HashMap<K, Slot>,
     sweeping: bool,
 }
 
 #[derive(Default)]
-struct Slot {
+pub(super) struct Slot {
     // The most recently used at the back.
-    idle: VecDeque<Idle>,
+    pub(super) idle: VecDeque<Idle>,
     // Requests without a connection, the first to come at the front. None while any is idle.
-    waiting: VecDeque<Waiting>,
-    dialling: usize,
-    in_flight: usize,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) dialling: usize,
+    pub(super) in_flight: usize,
     // When somebody in line was given a connection last.
-    moved: Option<Instant>,
+    pub(super) moved: Option<Instant>,
 }
 
-struct Waiting {
-    id: u64,
+pub(super) struct Waiting {
+    pub(super) id: u64,
     // Taken when it is used.
-    give: Option<oneshot::Sender<Result<Connection>>>,
+    pub(super) give: Option<oneshot::Sender<Result<Connection>>>,
 }
 
-struct Idle {
+pub(super) struct Idle {
     connection: Connection,
     since: Instant,
 }
@@ -282,7 +256,7 @@ fn returned(request: Request<Outgoing>) -> Box<Request<Body>> {
 }
 
 impl<D: Dial> Shared<D> {
-    fn lock(&self) -> MutexGuard<'_, State<D::Key>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<D::Key>> {
         // Nothing panics while holding it, and lists of connections cannot be torn.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -303,131 +277,8 @@ impl<D: Dial> Shared<D> {
         None
     }
 
-    /// The first connection that is opened for us or given back by another request: as long
-    /// as others are given some, and then for [`Config::connect`].
-    async fn wait(
-        self: &Arc<Self>,
-        key: &D::Key,
-        to: &D::To,
-    ) -> std::result::Result<Connection, Lack> {
-        let limit = self.config.connect;
-        let since = Instant::now();
-        let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let (give, given) = oneshot::channel();
-        let dial = {
-            let mut state = self.lock();
-            let slot = state.slots.entry(key.clone()).or_default();
-            slot.waiting.push_back(Waiting { id, give: Some(give) });
-            let dial = slot.dialling < MAX_DIALS;
-            slot.dialling += usize::from(dial);
-            dial
-        };
-        if dial {
-            tokio::spawn(self.clone().dial(key.clone(), to.clone(), id));
-        }
-        let mut wait = Wait { pool: self, key, id, given };
-        let (mut until, last) = (since + limit, since + limit * LONGEST_LINE);
-        let given = loop {
-            if let Ok(given) = timeout_at(until, &mut wait.given).await {
-                break Some(given);
-            }
-            match self.moved(key).map(|moved| (moved + limit).min(last)) {
-                Some(later) if later > until => until = later,
-                _ => break None,
-            }
-        };
-        match given {
-            Some(Ok(Ok(connection))) => Ok(connection),
-            // Others are served meanwhile: this one came too late, and that is all.
-            Some(Ok(Err(error))) if error.kind() == Kind::Timeout && self.serves(key) => {
-                Err(Lack::Busy(error))
-            }
-            Some(Ok(Err(error))) => Err(Lack::Unreachable(error)),
-            _ if !dial || self.serves(key) => Err(Lack::Busy(not_within(limit))),
-            _ => Err(Lack::Unreachable(not_within(limit))),
-        }
-    }
-
-    /// When the line moved last.
-    fn moved(&self, key: &D::Key) -> Option<Instant> {
-        self.lock().slots.get(key).and_then(|slot| slot.moved)
-    }
-
-    /// Whether there are connections that are used, or could be.
-    fn serves(&self, key: &D::Key) -> bool {
-        let state = self.lock();
-        state.slots.get(key).is_some_and(|slot| slot.in_flight > 0 || !slot.idle.is_empty())
-    }
-
-    /// Opens connections until nobody lacks one, or one cannot be opened. That is told to
-    /// `whose` it was, and to everyone if no other is being opened; where it only took too
-    /// long and others are served, to nobody.
-    async fn dial(self: Arc<Self>, key: D::Key, to: D::To, whose: u64) {
-        loop {
-            match self.connect(&key, &to).await {
-                Ok(connection) => self.put_back(key.clone(), connection),
-                Err(error) => return self.not_opened(&key, whose, &error),
-            }
-            let mut state = self.lock();
-            let Some(slot) = state.slots.get_mut(&key) else { return };
-            // Until here this one counted as being opened.
-            if slot.waiting.len() < slot.dialling {
-                slot.dialling -= 1;
-                return state.tidy(&key);
-            }
-        }
-    }
-
-    fn not_opened(&self, key: &D::Key, whose: u64, error: &Error) {
-        let mut state = self.lock();
-        let Some(slot) = state.slots.get_mut(key) else { return };
-        slot.dialling -= 1;
-        let lately = slot.moved.is_some_and(|moved| moved.elapsed() < self.config.connect);
-        if error.kind() == Kind::Timeout && lately {
-            return;
-        }
-        let none_left = slot.dialling == 0;
-        slot.waiting.retain_mut(|waiting| {
-            let told = none_left || waiting.id == whose;
-            if told && let Some(give) = waiting.give.take() {
-                let _gone_meanwhile = give.send(Err(error.clone()));
-            }
-            !told
-        });
-        state.tidy(key);
-    }
-
-    async fn connect(self: &Arc<Self>, key: &D::Key, to: &D::To) -> Result<Connection> {
-        let limit = self.config.connect;
-        let dialled = timeout(limit, self.dial.dial(to)).await;
-        let stream = dialled.unwrap_or_else(|_| Err(not_within(limit)))?;
-        let stream = Bounded::new(stream, self.config.stall);
-        let tally = stream.tally();
-        let (mut sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_BUFFER)
-            .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(failed_at_once)?;
-        let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let (pool, key) = (Arc::downgrade(self), key.clone());
-        // Ends when its last sender is dropped, the other end closes, or it is aborted.
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection over");
-            }
-            if let Some(pool) = pool.upgrade() {
-                pool.forget(&key, id);
-            }
-        });
-        // Its task has to run once before it can be told from a dead one.
-        sender.ready().await.map_err(failed_at_once)?;
-        Ok(Connection { id, sender, tally, task: task.abort_handle(), fresh: true })
-    }
-
     /// Takes a dead connection off the list.
-    fn forget(&self, key: &D::Key, id: u64) {
+    pub(super) fn forget(&self, key: &D::Key, id: u64) {
         let mut state = self.lock();
         if let Some(slot) = state.slots.get_mut(key) {
             slot.idle.retain(|idle| idle.connection.id != id);
@@ -436,7 +287,7 @@ impl<D: Dial> Shared<D> {
     }
 
     /// For whoever waits longest, else to be used later.
-    fn put_back(self: &Arc<Self>, key: D::Key, mut connection: Connection) {
+    pub(super) fn put_back(self: &Arc<Self>, key: D::Key, mut connection: Connection) {
         let mut state = self.lock();
         let slot = state.slots.entry(key).or_default();
         while let Some(Waiting { give, .. }) = slot.waiting.pop_front() {
@@ -480,7 +331,7 @@ impl<D: Dial> Shared<D> {
 }
 
 impl<K: Eq + Hash> State<K> {
-    fn tidy(&mut self, key: &K) {
+    pub(super) fn tidy(&mut self, key: &K) {
         if self.slots.get(key).is_some_and(Slot::is_unused) {
             self.slots.remove(key);
         }
@@ -491,39 +342,6 @@ impl Slot {
     fn is_unused(&self) -> bool {
         self.idle.is_empty() && self.waiting.is_empty() && self.dialling == 0 && self.in_flight == 0
     }
-}
-
-/// A place among those who wait. Dropping it leaves, and passes on what has been given.
-struct Wait<'a, D: Dial> {
-    pool: &'a Arc<Shared<D>>,
-    key: &'a D::Key,
-    id: u64,
-    given: oneshot::Receiver<Result<Connection>>,
-}
-
-impl<D: Dial> Drop for Wait<'_, D> {
-    fn drop(&mut self) {
-        if self.given.is_terminated() {
-            return; // it was given something
-        }
-        self.given.close();
-        if let Ok(Ok(connection)) = self.given.try_recv() {
-            return self.pool.put_back(self.key.clone(), connection);
-        }
-        let mut state = self.pool.lock();
-        if let Some(slot) = state.slots.get_mut(self.key) {
-            slot.waiting.retain(|waiting| waiting.id != self.id);
-            state.tidy(self.key);
-        }
-    }
-}
-
-fn failed_at_once(error: hyper::Error) -> Error {
-    Error::new(Kind::Unavailable, "the connection failed at once").because(error)
-}
-
-fn not_within(limit: Duration) -> Error {
-    Error::new(Kind::Timeout, format!("no connection within {limit:?}"))
 }
 
 /// Closes connections nobody has used for `keep`, as long as there are any.

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Body, BoxError, Cause, Config, Dial, Failed, Pool, empty, full, pool::MAX_DIALS};
+use super::{Body, BoxError, Cause, Config, Dial, Failed, Pool, empty, full, line::MAX_DIALS};
 
 const SOON: Duration = Duration::from_secs(5);
 
