@@ -34,8 +34,8 @@ pub use id::{
     ServiceName,
 };
 pub use spec::{
-    Allowance, Capability, Image, Limits, Pin, Placement, Protocol, Readiness, Requirements,
-    Resources, Runs, Spec,
+    Allowance, Capability, Image, Limits, Liveness, Pin, Placement, Protocol, Readiness,
+    Requirements, Resources, Runs, Spec,
 };
 
 /// What this build calls itself towards peers; people are also told the commit, by

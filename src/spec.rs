@@ -9,8 +9,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{ServiceHash, ServiceName};
 
+pub use liveness::Liveness;
 pub use runs::{Capability, Image, Pin, Runs};
 
+mod liveness;
 mod runs;
 mod wire;
 
@@ -32,6 +34,10 @@ pub struct Spec {
     pub protocol: Protocol,
     /// When it counts as ready.
     pub readiness: Readiness,
+    /// How an instance that hangs is noticed, if it is to be.
+    pub liveness: Option<Liveness>,
+    /// It gets the socket of its port listening already.
+    pub socket_activation: bool,
     /// What its clients are promised.
     pub requirements: Requirements,
     /// What one instance is admitted with.
@@ -225,6 +231,10 @@ impl Spec {
             Protocol::Http1 => b"http1",
             Protocol::H2c => b"h2c",
         });
+        // Only where it is wanted: what was hashed before it was known stays as it was.
+        if self.socket_activation {
+            part(b"socket-activation");
+        }
         ServiceHash::from_sha256(hasher.finalize().into())
     }
 
@@ -270,6 +280,12 @@ mod tests {
         let spec = Spec::try_from(least()).unwrap();
         let same = Spec {
             requirements: Requirements { soft: Some(Duration::ZERO), hard: None },
+            liveness: Some(Liveness {
+                http_path: "/".into(),
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+                failures: 1,
+            }),
             min_instances: 2,
             max_instances: NonZeroU32::new(3),
             target_concurrency: NonZeroU32::new(4),
@@ -280,6 +296,8 @@ mod tests {
         };
         assert_eq!(same.hash(), spec.hash());
         let other = Spec { arguments: vec!["x".into()], ..spec.clone() };
+        assert_ne!(other.hash(), spec.hash());
+        let other = Spec { socket_activation: true, ..spec.clone() };
         assert_ne!(other.hash(), spec.hash());
         // The boundary between two arguments counts.
         let ab_c = Spec { arguments: vec!["ab".into(), "c".into()], ..spec.clone() };

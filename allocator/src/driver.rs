@@ -21,6 +21,8 @@ use lca::{
     ServiceHash, ServiceName,
 };
 
+use crate::handed::Listener;
+
 pub mod docker;
 mod drivers;
 #[cfg(test)]
@@ -49,6 +51,8 @@ pub struct Launch {
     /// The port on 127.0.0.1 that is its own: where a program listens, and where the port
     /// of a container is published.
     pub port: u16,
+    /// The socket of that port, listening, where the program is to inherit it.
+    pub listener: Option<Listener>,
     /// What it was admitted with: its share where processor time is short.
     pub resources: Resources,
     /// What it may use at most.

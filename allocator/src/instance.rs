@@ -5,6 +5,7 @@
 //! goes away drops only its own wait. However the task ends, what it held (port, front,
 //! way in) goes with it, and nobody waits for the instance any longer.
 
+mod alive;
 mod work;
 
 use std::{sync::Arc, time::Duration};
@@ -261,6 +262,12 @@ impl Owner {
             _ => tracing::info!(service = %name, instance = %id, reason, "instance stopped"),
         }
         let outcome = if state == State::Failed { "failed" } else { "stopped" };
+        if state == State::Failed {
+            supervisor.lock().history.record(name, reason);
+            let failures = &supervisor.config.metrics.allocator.failures;
+            let service = supervisor.config.metrics.service(name);
+            failures.with_label_values(&[service.label()]).inc();
+        }
         if !self.left {
             supervisor.config.metrics.allocator.ended.with_label_values(&[outcome]).inc();
         }

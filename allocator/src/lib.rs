@@ -12,6 +12,8 @@ pub mod claims;
 pub mod driver;
 mod failures;
 mod feed;
+pub mod handed;
+mod history;
 mod instance;
 mod intents;
 mod keeper;
@@ -26,6 +28,7 @@ mod supervisor;
 mod table;
 mod takeover;
 mod told;
+mod usage;
 
 use std::{any::Any, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -257,6 +260,7 @@ impl Allocator {
             ),
         );
         spawner.spawn("keeper", keeper::keep(supervisor.clone(), spawner.stopping()));
+        spawner.spawn("usage", usage::keep(supervisor.clone(), spawner.stopping()));
         spawner.spawn("watch feed", feed::keep(supervisor.clone(), spawner.stopping()));
         let allocator = Self { supervisor };
         let (last, stopping) = (allocator.clone(), spawner.stopping());
@@ -277,10 +281,24 @@ impl Allocator {
         InstancesServer::new(self.clone())
     }
 
-    /// Brings the instances by state up to date in its metrics.
+    /// Brings the instances by state, and what they use, up to date in its metrics.
     pub fn count_instances(&self) {
-        let gauges = &self.supervisor.config.metrics.allocator.instances;
+        let metrics = &self.supervisor.config.metrics;
+        let gauges = &metrics.allocator.instances;
         let books = self.supervisor.lock();
+        let lca::metrics::Allocator { cpu, memory, memory_limit, .. } = &metrics.allocator;
+        [cpu, memory, memory_limit].into_iter().for_each(|gauges| gauges.reset());
+        for entry in books.table.live() {
+            let Some(used) = entry.used() else { continue };
+            let service = metrics.service(&entry.spec.name);
+            let add = |gauges: &lca::metrics::Gauges, amount: u64| {
+                let amount = i64::try_from(amount).unwrap_or(i64::MAX);
+                gauges.with_label_values(&[service.label()]).add(amount);
+            };
+            add(cpu, used.cpu_millis().into());
+            add(memory, used.memory_bytes());
+            add(memory_limit, entry.spec.allowance.memory_bytes);
+        }
         for (state, word) in State::LIVE {
             let count = books.table.live().filter(|entry| entry.state() == state).count();
             gauges.with_label_values(&[word]).set(count as i64);

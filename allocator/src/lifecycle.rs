@@ -4,8 +4,8 @@
 //! ```text
 //!            Begun            Fetched            Answered           Asked, Idle
 //!  Pending ────────► Fetching ────────► Starting ────────► Ready ──────────────► Draining
-//!     │                │   │              │   │              │                     │
-//!     │ Asked    Asked │   │ Failed       │   │ Failed       │ Exited              │ Drained
+//!     │                │   │              │   │              │ Exited              │
+//!     │ Asked    Asked │   │ Failed       │   │ Failed       │ Failed              │ Drained
 //!     ▼                │   ▼              │   ▼ Exited       ▼                     ▼ Exited
 //!  Stopped ◄───────────┘ Failed           │ Failed         Failed               Stopped
 //!                                         └──► Draining (Asked)
@@ -16,7 +16,8 @@
 //! being stopped (`Left`).
 //!
 //! Every state has a deadline, which arrives as `Failed` (Fetching, Starting) or
-//! `Drained` (Draining). Only Ready has none: there, [`Event::Idle`] is the deadline. The
+//! `Drained` (Draining). Only Ready has none: there, [`Event::Idle`] is the deadline, and
+//! `Failed` says that the program does not answer any more. The
 //! actions of a step are done before its state is seen by others.
 
 use lca::api::proto::InstanceState;
@@ -129,7 +130,7 @@ pub(crate) const fn step(state: State, event: Event) -> (State, &'static [Action
         (State::Starting, Event::Failed | Event::Exited) => (State::Failed, &[Kill]),
         (State::Starting, Event::Asked) => (State::Draining, &[]),
         (State::Ready, Event::Idle | Event::Asked) => (State::Draining, &[Refuse]),
-        (State::Ready, Event::Exited) => (State::Failed, &[Close, Kill]),
+        (State::Ready, Event::Exited | Event::Failed) => (State::Failed, &[Close, Kill]),
         // Requests that outlived the drain are reset before the program sees SIGTERM.
         (State::Draining, Event::Drained) => (State::Stopped, &[Close, Terminate]),
         (State::Draining, Event::Left) => (State::Stopped, &[Close]),

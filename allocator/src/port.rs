@@ -19,6 +19,8 @@ use std::{
 use lca::{Error, Kind, Result, listen::out_of_descriptors};
 use tokio::{net::TcpSocket, time::sleep};
 
+use crate::handed::Listener;
+
 /// Ports the kernel may offer that are an instance's already, before we give up: its
 /// program may not listen yet.
 const TRIES: usize = 64;
@@ -89,6 +91,27 @@ impl Port {
             }
             sleep(FREE_LOOK).await;
         }
+    }
+
+    /// A copy of its socket, which listens, for the program to take as its own. Ours stays
+    /// open until it is [closed](Self::close).
+    ///
+    /// # Errors
+    /// [`Kind::NoCapacity`] if no descriptor is left.
+    pub(crate) fn hand_over(&self) -> Result<Listener> {
+        let socket =
+            self.socket.as_ref().ok_or_else(|| none(io::ErrorKind::NotConnected.into()))?;
+        Listener::copy(socket).map_err(none)
+    }
+
+    /// Our copy of the socket that was handed over.
+    pub(crate) const fn handed(&self) -> Option<&TcpListener> {
+        self.socket.as_ref()
+    }
+
+    /// Closes our copy of its socket, if there is one.
+    pub(crate) fn close(&mut self) {
+        self.socket = None;
     }
 
     /// Whether somebody listens on it although our program has ended.

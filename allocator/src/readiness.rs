@@ -38,6 +38,7 @@ pub struct Probe {
     place: String,
     protocol: Protocol,
     http_path: Option<String>,
+    within: Duration,
     /// What stood in the way at the last look.
     obstacle: Obstacle,
 }
@@ -69,7 +70,12 @@ impl Probe {
             false => address.to_string(),
         };
         let obstacle = Obstacle::Program(format!("nothing listens on {place}"));
-        Self { address, place, protocol, http_path, obstacle }
+        Self { address, place, protocol, http_path, within: ANSWER_WITHIN, obstacle }
+    }
+
+    /// The same that waits so long for a connection, and as long for an answer.
+    pub(crate) fn answered_within(self, within: Duration) -> Self {
+        Self { within, ..self }
     }
 
     /// What stood in the way at the last look.
@@ -94,13 +100,13 @@ impl Probe {
         }
     }
 
-    /// Looks once, for at most two seconds. Cancel safe.
+    /// Looks once, for at most two seconds unless told otherwise. Cancel safe.
     ///
     /// # Errors
     /// What stands in the way.
     pub async fn look(&self) -> Result<(), Obstacle> {
-        let place = &self.place;
-        let Ok(connected) = timeout(ANSWER_WITHIN, TcpStream::connect(self.address)).await else {
+        let (place, within) = (&self.place, self.within);
+        let Ok(connected) = timeout(within, TcpStream::connect(self.address)).await else {
             return Err(Obstacle::Program(format!("{place} does not accept")));
         };
         let nothing = || Obstacle::Program(format!("nothing listens on {place}"));
@@ -114,11 +120,11 @@ impl Probe {
         let Some(path) = &self.http_path else {
             return Ok(());
         };
-        Err(Obstacle::Program(match timeout(ANSWER_WITHIN, self.get(stream, path)).await {
+        Err(Obstacle::Program(match timeout(within, self.get(stream, path)).await {
             Ok(Ok(status)) if status.starts_with('2') => return Ok(()),
             Ok(Ok(status)) => format!("GET {path} answers {status}"),
             Ok(Err(_)) => format!("GET {path} is not answered in {}", self.language()),
-            Err(_) => format!("GET {path} is not answered within {ANSWER_WITHIN:?}"),
+            Err(_) => format!("GET {path} is not answered within {within:?}"),
         }))
     }
 

@@ -220,6 +220,12 @@ impl Supervisor {
             pid: view.pid,
             requested_by: by,
             request_id,
+            usage: entry
+                .used()
+                .filter(|_| !view.state.is_ended())
+                .map(|used| used.told(&entry.spec.allowance)),
+            restarts: entry.past.failed,
+            last_exit: entry.past.last.clone(),
         }
     }
 }

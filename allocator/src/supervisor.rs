@@ -27,6 +27,7 @@ use crate::{
     driver::Drivers,
     failures::Failures,
     feed::Feed,
+    history::History,
     instance,
     intents::Intents,
     keeper::Keeper,
@@ -67,6 +68,7 @@ pub(crate) struct Books {
     pub(crate) table: Table,
     pub(crate) requests: Requests,
     pub(crate) failures: Failures,
+    pub(crate) history: History,
     pub(crate) keeper: Keeper,
     pub(crate) intents: Intents,
     pub(crate) stopping: bool,
@@ -280,7 +282,8 @@ impl Books {
             config.refused(missing);
             error
         })?;
-        let entry = Arc::new(Entry::new(spec, wanted.hash, Some(call), now));
+        let past = self.history.of(&spec.name);
+        let entry = Arc::new(Entry::new(spec, wanted.hash, Some(call), past, now));
         self.table.insert(entry.clone());
         Ok(entry)
     }

@@ -15,7 +15,7 @@ use lca::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use crate::{admission::Capacity, lifecycle::State, outside::Door};
+use crate::{admission::Capacity, history::Past, lifecycle::State, outside::Door, usage::Used};
 
 /// Ended instances that are remembered with their output.
 const REMEMBERED: usize = 100;
@@ -60,6 +60,9 @@ pub(crate) struct Entry {
     pub(crate) call: Option<(Caller, RequestId)>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) ask: watch::Sender<Ask>,
+    /// What became of its service here before it.
+    pub(crate) past: Past,
+    used: Mutex<Option<Used>>,
     /// The owner's, so that the load can be seen; it goes with the owner.
     door: Mutex<Option<Weak<dyn Door>>>,
 }
@@ -69,9 +72,10 @@ impl Entry {
         spec: Spec,
         hash: ServiceHash,
         call: Option<(Caller, RequestId)>,
+        past: Past,
         now: Instant,
     ) -> Self {
-        Self { call, ..Self::made(InstanceId::random(), spec, hash, now) }
+        Self { call, past, ..Self::made(InstanceId::random(), spec, hash, now) }
     }
 
     /// One that an earlier run admitted.
@@ -98,6 +102,8 @@ impl Entry {
             call: None,
             view: watch::Sender::new(view),
             ask: watch::Sender::new(Ask::Live),
+            past: Past::default(),
+            used: Mutex::default(),
             door: Mutex::default(),
         }
     }
@@ -166,6 +172,16 @@ impl Entry {
 
     pub(crate) fn load(&self) -> Option<Load> {
         Some(self.door()?.load())
+    }
+
+    /// What it uses, as others are told.
+    pub(crate) fn used(&self) -> Option<Used> {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_used(&self, used: Used) {
+        // Nothing panics while holding it.
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
     }
 
     /// Somebody is sent there: if it takes requests, it is not idle.
@@ -296,7 +312,7 @@ mod tests {
         })
         .unwrap();
         let hash = spec.hash();
-        Arc::new(Entry::new(spec, hash, None, Instant::now()))
+        Arc::new(Entry::new(spec, hash, None, Past::default(), Instant::now()))
     }
 
     #[test]

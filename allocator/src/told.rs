@@ -50,6 +50,7 @@ pub(crate) fn launch(
         arguments,
         environment,
         port,
+        listener: None,
         resources: spec.resources,
         allowance: spec.allowance,
     }

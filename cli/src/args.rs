@@ -8,10 +8,12 @@ use lca::{InstancePrefix, RequestId, ServiceName};
 use lca_daemon::args::LogFormat;
 
 pub use image::Image as ImageArgs;
+pub use liveness::Liveness as LivenessArgs;
 
 use crate::{connect::Address, output::Format, units, up};
 
 mod image;
+mod liveness;
 
 /// The table of [`lca::Exit`], for people.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 a defect, 2 the command line or a file is wrong, \
@@ -226,6 +228,9 @@ pub struct Add {
     /// An instance that is not ready within this time has failed, at most 60s [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
     pub start_timeout: Option<Duration>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its fields, which are flags")]
+    pub liveness: LivenessArgs,
     /// So many instances are kept, used or not [default: 0]
     #[arg(long, value_name = "N")]
     pub min_instances: Option<u32>,

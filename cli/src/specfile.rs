@@ -15,7 +15,7 @@ use lca::{Error, Kind, Result};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use crate::view::{Image, Requirements, Resources, ServiceSpec};
+use crate::view::{Image, Liveness, Requirements, Resources, ServiceSpec};
 
 /// Largest file taken: a spec is at most some 130 KiB.
 const MAX_FILE: u64 = 1 << 20;
@@ -65,7 +65,12 @@ fn parse(bytes: &[u8]) -> Result<Described, String> {
     if ORIGINAL.iter().any(|key| value.get(key).is_some()) {
         return original(serde_json::from_slice(bytes).map_err(text)?);
     }
-    let every = ServiceSpec { image: Some(Image::default()), ..ServiceSpec::default() };
+    let every = ServiceSpec {
+        image: Some(Image::default()),
+        liveness: Some(Liveness::default()),
+        socket_activation: true, // left out where it is not
+        ..ServiceSpec::default()
+    };
     let spec = serde_json::to_value(every).map_err(text)?;
     let spec = match value.get("spec") {
         // As `service get` and `service add` print it.
@@ -162,6 +167,13 @@ mod tests {
                 http_path: "/hello".into(),
                 start_timeout_ms: 20_000,
             }),
+            liveness: Some(proto::Liveness {
+                http_path: "/live".into(),
+                interval_ms: 200,
+                timeout_ms: 300,
+                failures: 4,
+            }),
+            socket_activation: true,
             requirements: Some(proto::Requirements { soft_rtt_ms: 10, hard_rtt_ms: 20 }),
             resources: Some(proto::Resources {
                 cpu_millis: 250,

@@ -128,9 +128,9 @@ async fn instances_are_listed_with_what_is_missing() {
     let daemon = Daemon::start().await;
     let ended = daemon.run("instances --all").await;
     assert_snapshot!(ended.out, @r"
-    INSTANCE  SERVICE  STATE   PEER      RTT          REQUESTS   AGE      ADDRESS         REASON
-    00112233  hello    ready   eQAJU5SA  412 ± 38 us  2 of 1024  1 m 1 s  127.0.0.1:4444  -
-    ffffffff  hello    failed  eQAJU5SA  -            -          1 m 1 s  127.0.0.1:4444  exited with code 1
+    INSTANCE  SERVICE  STATE   PEER      RTT          REQUESTS   CPU       MEMORY         AGE      DRIVER   RESTARTS  LAST EXIT           ADDRESS         REASON
+    00112233  hello    ready   eQAJU5SA  412 ± 38 us  2 of 1024  0.12/0.5  12 MiB/64 MiB  1 m 1 s  process  1         exited with code 3  127.0.0.1:4444  -
+    ffffffff  hello    failed  eQAJU5SA  -            -          0.12/0.5  12 MiB/64 MiB  1 m 1 s  process  1         exited with code 3  127.0.0.1:4444  exited with code 1
     ");
     assert_eq!(ended.err, "warning: peer eQAJU5SA did not answer; its instances are missing\n");
     let nothing = daemon.run("instances other").await;
@@ -149,8 +149,8 @@ async fn an_allocation_says_where_it_is_and_where_the_time_went() {
     let ended = daemon.run("allocate hello --new").await;
     assert_eq!((ended.exit, ended.err.as_str()), (Exit::Success, ""));
     assert_snapshot!(ended.out, @r"
-    INSTANCE  SERVICE  STATE  PEER      RTT          REQUESTS   AGE      ADDRESS         REASON
-    00112233  hello    ready  eQAJU5SA  412 ± 38 us  2 of 1024  1 m 1 s  127.0.0.1:4444  -
+    INSTANCE  SERVICE  STATE  PEER      RTT          REQUESTS   CPU       MEMORY         AGE      DRIVER   RESTARTS  LAST EXIT           ADDRESS         REASON
+    00112233  hello    ready  eQAJU5SA  412 ± 38 us  2 of 1024  0.12/0.5  12 MiB/64 MiB  1 m 1 s  process  1         exited with code 3  127.0.0.1:4444  -
 
     STEP   TIME     DETAIL
     find   52.0 ms  -

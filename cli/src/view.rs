@@ -8,10 +8,14 @@ use lca::{Error, Kind, PeerId, api::proto};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use image::Image;
+pub(crate) use liveness::Liveness;
+pub(crate) use usage::Usage;
 
 use crate::units::show_duration;
 
 mod image;
+mod liveness;
+mod usage;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Peer {
@@ -76,6 +80,9 @@ pub(crate) struct Instance {
     pub(crate) rtt_us: Option<u64>,
     pub(crate) pid: u32,
     pub(crate) rtt_deviation_us: Option<u64>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) restarts: u32,
+    pub(crate) last_exit: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,6 +116,9 @@ impl From<proto::Instance> for Instance {
             rtt_us: instance.rtt_us,
             pid: instance.pid,
             rtt_deviation_us: instance.rtt_deviation_us,
+            usage: instance.usage.map(Usage::from),
+            restarts: instance.restarts,
+            last_exit: instance.last_exit,
         }
     }
 }
@@ -170,6 +180,10 @@ pub(crate) struct ServiceSpec {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) protocol: String,
     pub(crate) readiness: Readiness,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) liveness: Option<Liveness>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) socket_activation: bool,
     pub(crate) requirements: Requirements,
     pub(crate) resources: Resources,
     pub(crate) idle_timeout_ms: u64,
@@ -263,6 +277,8 @@ impl From<proto::ServiceSpec> for ServiceSpec {
                 http_path: readiness.http_path,
                 start_timeout_ms: readiness.start_timeout_ms,
             },
+            liveness: spec.liveness.map(Into::into),
+            socket_activation: spec.socket_activation,
             requirements: requirements.into(),
             resources: Resources {
                 cpu_millis: resources.cpu_millis,
@@ -315,6 +331,8 @@ impl TryFrom<ServiceSpec> for proto::ServiceSpec {
                 http_path: spec.readiness.http_path,
                 start_timeout_ms: spec.readiness.start_timeout_ms,
             }),
+            liveness: spec.liveness.map(Into::into),
+            socket_activation: spec.socket_activation,
             requirements: Some(proto::Requirements {
                 soft_rtt_ms: spec.requirements.soft_rtt_ms,
                 hard_rtt_ms: spec.requirements.hard_rtt_ms,

@@ -102,6 +102,14 @@ pub struct Allocator {
     pub instances: Gauges,
     /// By how they ended.
     pub ended: Counters,
+    /// Of instances here, by service.
+    pub failures: Counters,
+    /// Thousandths of a core that instances use, by service.
+    pub cpu: Gauges,
+    /// Bytes that they use, by service.
+    pub memory: Gauges,
+    /// Bytes that they may use, by service.
+    pub memory_limit: Gauges,
 }
 
 /// What a node counts.
@@ -335,6 +343,30 @@ impl Allocator {
                 &["outcome"],
                 &["stopped", "failed"],
                 "Instances that have ended, by how.",
+            ),
+            failures: families.counters(
+                "lca_service_failures_total",
+                &["service"],
+                &[],
+                "Instances here that have failed, by service.",
+            ),
+            cpu: families.gauges(
+                "lca_service_cpu_millicores",
+                &["service"],
+                &[],
+                "Processor time that instances here use, in thousandths of a core.",
+            ),
+            memory: families.gauges(
+                "lca_service_memory_bytes",
+                &["service"],
+                &[],
+                "Memory that instances here use.",
+            ),
+            memory_limit: families.gauges(
+                "lca_service_memory_limit_bytes",
+                &["service"],
+                &[],
+                "Memory that instances here may use together.",
             ),
         }
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use super::{
-    Allowance, Limits, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements, Resources, Runs,
-    Spec,
+    Allowance, Limits, Liveness, MAX_RTT_MS, Placement, Protocol, Readiness, Requirements,
+    Resources, Runs, Spec,
 };
 use crate::{Error, Kind, Result, api::proto, config::BOOTSTRAPS_ENV};
 
@@ -49,12 +49,7 @@ impl TryFrom<proto::ServiceSpec> for Spec {
         let readiness = spec.readiness.unwrap_or_default();
         let http_path = match readiness.http_path {
             path if path.is_empty() => None,
-            path if path.len() <= 1024
-                && path.starts_with('/')
-                && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') =>
-            {
-                Some(path)
-            }
+            path if is_path(&path) => Some(path),
             _ => return Err(invalid("readiness.http_path must be a path such as /healthz")),
         };
         let start_timeout = millis(
@@ -66,6 +61,13 @@ impl TryFrom<proto::ServiceSpec> for Spec {
             },
             Self::MAX_START_TIMEOUT,
         )?;
+        let external = runs == Runs::External;
+        let liveness = spec.liveness;
+        let liveness =
+            liveness.map(|sent| Liveness::read(sent, http_path.as_ref(), external)).transpose()?;
+        if spec.socket_activation && !matches!(runs, Runs::Artifact(_)) {
+            return Err(invalid("socket_activation: only an executable can be given a socket"));
+        }
         let limit = |field: &str, ms: u32| match ms {
             0 => Ok(None),
             ms if ms > MAX_RTT_MS => Err(invalid(format!("{field} is more than an hour"))),
@@ -90,6 +92,8 @@ impl TryFrom<proto::ServiceSpec> for Spec {
             environment: spec.environment,
             protocol,
             readiness: Readiness { http_path, start_timeout },
+            liveness,
+            socket_activation: spec.socket_activation,
             requirements,
             resources,
             allowance,
@@ -127,6 +131,8 @@ impl From<&Spec> for proto::ServiceSpec {
                 http_path: spec.readiness.http_path.clone().unwrap_or_default(),
                 start_timeout_ms: spec.readiness.start_timeout.as_millis() as u64,
             }),
+            liveness: spec.liveness.as_ref().map(Into::into),
+            socket_activation: spec.socket_activation,
             requirements: Some(proto::Requirements {
                 soft_rtt_ms: ms(spec.requirements.soft),
                 hard_rtt_ms: ms(spec.requirements.hard),
@@ -277,16 +283,28 @@ fn resources(asked: &proto::Resources) -> Result<(Resources, Allowance)> {
     Ok((resources, allowance))
 }
 
-fn invalid(reason: impl Into<String>) -> Error {
+pub(super) fn invalid(reason: impl Into<String>) -> Error {
     Error::new(Kind::InvalidArgument, reason)
 }
 
-fn millis(field: &str, value: u64, default: Duration, max: Duration) -> Result<Duration> {
+pub(super) fn millis(
+    field: &str,
+    value: u64,
+    default: Duration,
+    max: Duration,
+) -> Result<Duration> {
     match Duration::from_millis(value) {
         Duration::ZERO => Ok(default),
         time if time > max => Err(invalid(format!("{field} is more than {} ms", max.as_millis()))),
         time => Ok(time),
     }
+}
+
+/// Whether this can be asked for with GET.
+pub(super) fn is_path(path: &str) -> bool {
+    path.len() <= 1024
+        && path.starts_with('/')
+        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
 }
 
 fn check_program(arguments: &[String], environment: &BTreeMap<String, String>) -> Result<()> {
@@ -374,6 +392,22 @@ mod tests {
             let said = refused(|s| *time(s.limits.get_or_insert_default()) = 86_400_001);
             assert!(said.contains(&format!("{field} is more than 86400000 ms")), "{said}");
         }
+    }
+
+    #[test]
+    fn a_socket_is_passed_to_an_executable_and_to_nothing_else() {
+        let sent = proto::ServiceSpec {
+            socket_activation: true,
+            liveness: Some(proto::Liveness { http_path: "/live".into(), ..Default::default() }),
+            ..least()
+        };
+        let spec = Spec::try_from(sent).unwrap();
+        assert_eq!(Spec::try_from(proto::ServiceSpec::from(&spec)).unwrap(), spec);
+        let external = refused(|s| {
+            s.artifact.clear();
+            s.socket_activation = true;
+        });
+        assert!(external.contains("socket_activation"), "{external}");
     }
 
     #[test]

@@ -320,6 +320,7 @@ mod tests {
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,
+                listener: None,
                 resources: Resources::default(),
                 allowance: Allowance::default(),
             }
@@ -363,6 +364,7 @@ mod tests {
                 arguments: Vec::new(),
                 environment: [("LCA_INSTANCE_ID".into(), id.to_string())].into(),
                 port: 1,
+                listener: None,
                 resources: Resources::default(),
                 allowance: Allowance::default(),
             }

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use lca::{Error, Kind, Result, Runs};
+use lca::{Error, Kind, Result, Runs, Spec};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{LAST_LINES, Owner, STEADY};
+use super::{LAST_LINES, Owner, STEADY, alive};
 use crate::{
     driver::{Exit, Runnable, Started, last_lines},
+    handed,
     ledger::Phase,
     lifecycle::Event,
     outside::{Door, Local},
@@ -206,10 +207,14 @@ impl Owner {
         let Some(program) = self.program.clone() else { return late("it was not fetched") };
         let front = self.front.as_ref().map(|front| front.address);
         let node = supervisor.discovery.own().peer;
-        let launch =
+        let mut launch =
             told::launch(&supervisor.config.told, node, &spec, id, program, port.number(), front);
         let number = launch.port;
-        port.let_go().await;
+        if spec.socket_activation {
+            launch.listener = Some(port.hand_over()?);
+        } else {
+            port.let_go().await;
+        }
         let Ok(started) = timeout_at(deadline, self.driver.start(launch)).await else {
             return late("it could not be executed in time");
         };
@@ -222,6 +227,8 @@ impl Owner {
         // Before anybody is told of it, and while it gets ready.
         let written = self.remember(Phase::Live).done();
         let (attempt, ()) = tokio::join!(self.ask_until(number, deadline), written);
+        // Connections to a program that has died must not wait at our copy of its socket.
+        self.port.iter_mut().for_each(Port::close);
         self.timed("ready", spawned, "");
         attempt
     }
@@ -232,11 +239,22 @@ impl Owner {
         let address = self.address(port);
         let spec = &self.entry.spec;
         let mut probe = Probe::new(address, spec.protocol, spec.readiness.http_path.clone());
+        let handed = self.port.as_ref().and_then(Port::handed);
+        let handed = handed.filter(|_| spec.readiness.http_path.is_none());
+        let ready = async {
+            match handed {
+                Some(socket) => handed::accepts(socket, address).await,
+                None => probe.ready(|| driver.is_running(id)).await,
+            }
+        };
         Ok(tokio::select! {
             biased;
             exit = driver.wait(id) => Attempt::Exited(exit?),
-            () = probe.ready(|| driver.is_running(id)) => Attempt::Ready,
-            () = sleep_until(deadline) => Attempt::Late(probe.obstacle().clone()),
+            () = ready => Attempt::Ready,
+            () = sleep_until(deadline) => Attempt::Late(match handed {
+                Some(_) => Obstacle::Program("it has not accepted a connection".into()),
+                None => probe.obstacle().clone(),
+            }),
         })
     }
 
@@ -250,6 +268,9 @@ impl Owner {
     /// its port. Who held it for a moment, as a connection's own end, may be gone again;
     /// then the program itself has said so.
     async fn lost_port(&mut self) -> bool {
+        if self.entry.spec.socket_activation {
+            return false; // it had its socket from us
+        }
         // Whatever remains of it must not be taken for a stranger.
         self.stop(Duration::ZERO).await;
         let taken = self.port.as_ref().is_some_and(Port::is_taken);
@@ -292,9 +313,13 @@ impl Owner {
             supervisor.lock().failures.clear(entry.hash);
             std::future::pending().await
         };
+        let port = self.port.as_ref().map_or(0, Port::number);
+        let Spec { liveness, protocol, .. } = &entry.spec;
+        let hangs = alive::hangs(liveness.clone(), self.address(port), *protocol);
         tokio::select! {
             biased;
             exit = driver.wait(entry.id) => self.died(exit),
+            reason = hangs => self.lost(reason, Event::Failed),
             () = entry.asked(Ask::Leave) => Event::Asked,
             () = steady => Event::Asked, // never
             () = self.idle(&*door) => Event::Idle,
@@ -345,10 +370,16 @@ impl Owner {
     }
 
     fn died(&mut self, exit: Result<Exit>) -> Event {
-        self.reason = match exit {
+        let reason = match exit {
             Ok(exit) => exit.to_string(),
             Err(error) => error.public().to_owned(),
         };
+        self.lost(reason, Event::Exited)
+    }
+
+    /// It cannot be used any more, for this reason.
+    fn lost(&mut self, reason: String, event: Event) -> Event {
+        self.reason = reason;
         let reason = format!(
             "instance {} of {} {}",
             self.entry.id.short(),
@@ -360,7 +391,7 @@ impl Owner {
         let kind =
             if steady || self.ready.is_none() { Kind::Unavailable } else { Kind::StartFailed };
         self.error = Some(Error::new(kind, reason));
-        Event::Exited
+        event
     }
 
     /// Draining: until nothing is open, or too long.

@@ -177,3 +177,88 @@ async fn a_killed_program_is_noticed_and_a_stop_leaves_no_process() {
     assert!(world.tasks.drain(Duration::from_secs(5)).await, "a task had to be forced");
     assert!(pids.iter().all(|pid| !runs(*pid)));
 }
+
+#[tokio::test]
+async fn one_that_hangs_is_failed_with_the_reason_and_another_is_started() {
+    let machine = Machine::new().await;
+    let world = &machine.world;
+    let program = std::env::current_exe().unwrap();
+    let spec = world.add("hangs", program.to_str().unwrap(), |spec| {
+        spec.arguments = SERVE.map(str::to_owned).into();
+        spec.readiness =
+            Some(proto::Readiness { http_path: "/hello".into(), ..Default::default() });
+        spec.liveness = Some(proto::Liveness {
+            interval_ms: 100,
+            timeout_ms: 200,
+            failures: 2,
+            ..Default::default()
+        });
+    });
+    let first = world.allocate(&spec, Mode::Ensure, "r1").await.unwrap().instance.unwrap();
+    let process = rustix::process::Pid::from_raw(first.pid.cast_signed()).unwrap();
+    // Its port goes on accepting, and its process is there.
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let ended = world.is(&first.id, InstanceState::Failed).await;
+    assert_eq!(ended.reason, "hangs: GET /hello is not answered within 200ms, 2 times in a row");
+    assert!(!runs(first.pid));
+    let second =
+        eventually("another start", async || world.allocate(&spec, Mode::Ensure, "r2").await.ok())
+            .await;
+    let second = second.instance.unwrap();
+    assert_ne!(second.id, first.id);
+    assert_eq!((second.restarts, second.last_exit), (1, ended.reason));
+}
+
+#[tokio::test]
+async fn a_program_that_is_given_its_socket_is_ready_once_it_accepts() {
+    let machine = Machine::new().await;
+    let world = &machine.world;
+    let program = std::env::current_exe().unwrap();
+    let given = |name: &str, path: &str| {
+        world.add(name, program.to_str().unwrap(), |spec| {
+            spec.arguments = SERVE.map(str::to_owned).into();
+            spec.readiness =
+                Some(proto::Readiness { http_path: path.into(), ..Default::default() });
+            spec.socket_activation = true;
+        })
+    };
+    for spec in [given("accepts", ""), given("answers", "/hello")] {
+        let answer = world.allocate(&spec, Mode::Ensure, spec.name.as_str()).await.unwrap();
+        let way = world.ways.to(id(&answer).parse().unwrap()).unwrap();
+        let told = get(way.local.address.port(), "/env").await;
+        let pid = answer.instance.unwrap().pid;
+        assert!(told.contains("LISTEN_FDS=1\n"), "{told}");
+        assert!(told.contains(&format!("LISTEN_PID={pid}\n")), "{told}");
+    }
+    // That its port accepts is the kernel's doing, and says nothing.
+    let file = machine.dir.path().join("deaf");
+    fs::write(&file, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o555)).unwrap();
+    let deaf = world.add("deaf", file.to_str().unwrap(), |spec| {
+        spec.readiness = Some(proto::Readiness { start_timeout_ms: 300, ..Default::default() });
+        spec.socket_activation = true;
+    });
+    let error = world.allocate(&deaf, Mode::Ensure, "deaf").await.unwrap_err();
+    let reason = "deaf was not ready within 300ms: it has not accepted a connection";
+    assert_eq!(error.public(), reason);
+}
+
+#[tokio::test]
+async fn what_an_instance_uses_is_told_to_all_who_ask() {
+    let machine = Machine::new().await;
+    let spec = machine.demo("demo");
+    let answer = machine.world.allocate(&spec, Mode::Ensure, "r1").await.unwrap();
+    let usage = eventually("a look at it", async || {
+        machine.world.list(false).await.remove(0).usage.filter(|usage| usage.memory_bytes > 0)
+    })
+    .await;
+    assert_eq!(usage.memory_limit_bytes, 64 << 20);
+    assert!(usage.memory_bytes < 64 << 20, "{usage:?}");
+    machine.world.allocator.count_instances();
+    let text = machine.world.allocator.supervisor.config.metrics.text();
+    assert!(text.contains("lca_service_memory_limit_bytes{service=\"demo\"} 67108864"), "{text}");
+    machine.world.release(&id(&answer)).await.unwrap();
+    machine.world.allocator.count_instances();
+    let text = machine.world.allocator.supervisor.config.metrics.text();
+    assert!(!text.contains("lca_service_memory_limit_bytes{"), "{text}");
+}

@@ -9,7 +9,7 @@ use crate::{
     errors::Result,
     output::Output,
     table::Table,
-    view::{Instance, age, distance, short_id, short_peer},
+    view::{Instance, Usage, age, distance, short_id, short_peer},
 };
 
 #[derive(Serialize)]
@@ -51,10 +51,34 @@ pub(super) async fn run(args: Args, global: &Global, output: &mut Output) -> Res
 /// One row an instance.
 pub(super) fn table(instances: &[Instance]) -> Table {
     let mut table = Table::new([
-        "INSTANCE", "SERVICE", "STATE", "PEER", "RTT", "REQUESTS", "AGE", "ADDRESS", "REASON",
+        "INSTANCE",
+        "SERVICE",
+        "STATE",
+        "PEER",
+        "RTT",
+        "REQUESTS",
+        "CPU",
+        "MEMORY",
+        "AGE",
+        "DRIVER",
+        "RESTARTS",
+        "LAST EXIT",
+        "ADDRESS",
+        "REASON",
     ])
-    .spare(&["ADDRESS", "AGE", "REQUESTS", "RTT"]);
+    .spare(&[
+        "ADDRESS",
+        "DRIVER",
+        "LAST EXIT",
+        "AGE",
+        "RESTARTS",
+        "REQUESTS",
+        "RTT",
+        "CPU",
+        "MEMORY",
+    ]);
     for instance in instances {
+        let usage = instance.usage.as_ref();
         table.row([
             short_id(&instance.id),
             instance.service.clone(),
@@ -62,7 +86,12 @@ pub(super) fn table(instances: &[Instance]) -> Table {
             short_peer(&instance.peer),
             distance(instance.rtt_us, instance.rtt_deviation_us),
             requests(instance),
+            usage.map(Usage::cpu).unwrap_or_default(),
+            usage.map(Usage::memory).unwrap_or_default(),
             age(instance.age_ms),
+            instance.driver.clone(),
+            instance.restarts.to_string(),
+            instance.last_exit.clone(),
             instance.mesh_addresses.first().cloned().unwrap_or_default(),
             instance.reason.clone(),
         ]);

@@ -134,6 +134,12 @@ fn fields(spec: &ServiceSpec) -> Table {
     field("protocol", protocol(spec));
     field("ready path", spec.readiness.http_path.clone());
     field("start timeout", setting_millis(spec.readiness.start_timeout_ms));
+    if let Some(liveness) = &spec.liveness {
+        field("liveness", liveness.words());
+    }
+    if spec.socket_activation {
+        field("socket", "passed as descriptor 3".into());
+    }
     field("soft rtt", setting_millis(spec.requirements.soft_rtt_ms.into()));
     field("hard rtt", setting_millis(spec.requirements.hard_rtt_ms.into()));
     field("cpu", cpu(spec.resources.cpu_millis));

@@ -128,6 +128,15 @@ fn instance(state: proto::InstanceState) -> proto::Instance {
         rtt_us: Some(412),
         rtt_deviation_us: Some(38),
         pid: 77,
+        usage: Some(proto::Usage {
+            cpu_us: 1_500_000,
+            cpu_millis: 120,
+            cpu_limit_millis: 500,
+            memory_bytes: 12 << 20,
+            memory_limit_bytes: 64 << 20,
+        }),
+        restarts: 1,
+        last_exit: "exited with code 3".into(),
         ..Default::default()
     }
 }

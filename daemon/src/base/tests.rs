@@ -131,6 +131,7 @@ fn launch() -> Launch {
         arguments: vec!["1000".into()],
         environment: Default::default(),
         port: 1,
+        listener: None,
         resources: lca::Resources::default(),
         allowance: lca::Allowance::default(),
     }

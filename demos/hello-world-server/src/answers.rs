@@ -12,8 +12,16 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 /// What `/env` tells, in this order.
-const TOLD: [&str; 6] =
-    ["SERVICE_PORT", "PROXY_IP", "PROXY_PORT", "P2P_BOOTSTRAPS", "LCA_SERVICE", "LCA_INSTANCE_ID"];
+const TOLD: [&str; 8] = [
+    "SERVICE_PORT",
+    "PROXY_IP",
+    "PROXY_PORT",
+    "P2P_BOOTSTRAPS",
+    "LCA_SERVICE",
+    "LCA_INSTANCE_ID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+];
 /// Longest `/slow` and pause of `/stream`, in milliseconds: an hour is for ever in a test.
 const MAX_WAIT_MS: u64 = 3_600_000;
 

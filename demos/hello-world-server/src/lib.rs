@@ -5,6 +5,7 @@
 //! misbehave in the ways a real program does: see [`Options`].
 
 mod answers;
+mod inherited;
 mod options;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -32,7 +33,7 @@ pub fn run_to_end(options: Options) -> io::Result<u8> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
 }
 
-/// Binds and serves until SIGTERM, and returns the exit code. Cancel safe: dropping it
+/// Binds, or takes the socket it was given (LISTEN_FDS), and serves until SIGTERM, and returns the exit code. Cancel safe: dropping it
 /// closes the port.
 ///
 /// # Errors
@@ -53,7 +54,10 @@ pub async fn run(options: Options) -> io::Result<u8> {
         terminated(&options).await?;
         return Ok(0);
     }
-    let listener = bind(options.address())?;
+    let listener = match inherited::socket()? {
+        Some(socket) => TcpListener::from_std(socket)?,
+        None => bind(options.address())?,
+    };
     tokio::select! {
         served = serve(listener) => served.map(|()| 0),
         ended = terminated(&options) => ended.map(|()| 0),

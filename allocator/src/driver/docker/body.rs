@@ -120,6 +120,7 @@ mod tests {
             arguments: vec!["--fast".into()],
             environment: [("SERVICE_PORT".to_owned(), "80".to_owned())].into(),
             port: 4242,
+            listener: None,
             resources: Resources { cpu_millis: 500, memory_bytes: 64 << 20 },
             allowance: Allowance {
                 cpu_millis: NonZeroU32::new(500),

@@ -58,6 +58,7 @@ impl Bench {
             arguments: arguments.iter().map(ToString::to_string).collect(),
             environment: BTreeMap::from(environment.map(|(name, value)| (name.to_owned(), value))),
             port: 1,
+            listener: None,
             resources: Resources::default(),
             allowance: Allowance::default(),
         }

@@ -152,9 +152,9 @@ impl Confinement {
     /// The outer ones if no child could be made; the inner ones are the child's.
     #[allow(unsafe_code, reason = "what runs in the child is below")]
     pub(super) fn spawn(&self, program: &Program) -> io::Result<Result<Born, (Step, Errno)>> {
-        let lists = program.lists();
+        let mut lists = program.lists();
         let become_it = |place| match self.put_on(program, place) {
-            Ok(()) => (Step::Program, program.execute(&lists)),
+            Ok(()) => (Step::Program, program.execute(&mut lists)),
             Err(failed) => failed,
         };
         // SAFETY: `put_on` and `execute` make system calls over what was prepared: they take

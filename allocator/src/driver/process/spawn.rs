@@ -175,6 +175,7 @@ impl Prepared {
             environment: environment(launch, &home),
             folder: &home.work(),
             output: file.into(),
+            socket: launch.listener.as_ref(),
         })?;
         Ok(Self { program, confinement, output, group, home })
     }

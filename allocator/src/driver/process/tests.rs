@@ -60,6 +60,7 @@ impl Bench {
                 ("LCA_NODE".into(), self.node.to_string()),
             ]),
             port: 1,
+            listener: None,
             resources: Resources::default(),
             allowance: Allowance::default(),
         }

@@ -221,6 +221,7 @@ fn spec(
     if let Some(path) = args.ready_path {
         readiness.http_path = path;
     }
+    args.liveness.apply(&mut spec);
     spec.idle_timeout_ms = args.idle_timeout.map_or(spec.idle_timeout_ms, millis);
     spec.min_instances = args.min_instances.unwrap_or(spec.min_instances);
     spec.max_instances = args.max_instances.unwrap_or(spec.max_instances);
@@ -283,6 +284,13 @@ fn differences(present: &Spec, wanted: &Spec) -> Vec<String> {
         ms(present.readiness.start_timeout_ms),
         ms(wanted.readiness.start_timeout_ms),
     );
+    let words = |spec: &Option<crate::view::Liveness>| {
+        spec.as_ref().map(crate::view::Liveness::words).unwrap_or_default()
+    };
+    field("liveness", words(&present.liveness), words(&wanted.liveness));
+    let socket =
+        |passed: bool| if passed { "passed as descriptor 3".into() } else { String::new() };
+    field("socket", socket(present.socket_activation), socket(wanted.socket_activation));
     let (was, is) = (present.requirements, wanted.requirements);
     field("soft rtt", ms(was.soft_rtt_ms.into()), ms(is.soft_rtt_ms.into()));
     field("hard rtt", ms(was.hard_rtt_ms.into()), ms(is.hard_rtt_ms.into()));
