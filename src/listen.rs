@@ -21,6 +21,10 @@ use tokio::{
 
 use crate::{Error, Kind};
 
+pub use subnet::Subnet;
+
+mod subnet;
+
 /// First wait after the system could not accept, doubled to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// Short against the time-outs of those who wait in the backlog.

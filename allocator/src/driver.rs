@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use lca::{
     Allowance, Capability, Digest, Error, Image, InstanceId, Kind, PeerId, Resources, Result,
-    ServiceHash, ServiceName,
+    ServiceHash, ServiceName, listen::Subnet,
 };
 
 use crate::handed::Listener;
@@ -120,24 +120,8 @@ pub struct Container {
 pub struct Bridge {
     /// Where the machine is on it.
     pub gateway: IpAddr,
-    /// The first address of its range.
-    pub base: IpAddr,
-    /// Bits that all of its addresses have in common.
-    pub bits: u8,
-}
-
-impl Bridge {
-    /// Whether this is an address of it.
-    pub fn has(&self, address: IpAddr) -> bool {
-        let bits = |address: IpAddr| match address.to_canonical() {
-            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
-            IpAddr::V6(v6) => (v6.to_bits(), 128),
-        };
-        let ((own, width), (other, other_width)) = (bits(self.base), bits(address));
-        let rest = 128 - u32::from(self.bits).min(width);
-        let network = |address: u128| address.checked_shr(rest).unwrap_or(0);
-        width == other_width && network(own) == network(other)
-    }
+    /// Who else may be on it.
+    pub range: Subnet,
 }
 
 /// What a driver says of an instance that has just been started, and needs to know to

@@ -46,7 +46,7 @@ use lca::{
 use lca_ingress::Ingress;
 
 pub use admission::Capacity;
-pub use driver::{Driver, Drivers};
+pub use driver::{Bridge, Driver, Drivers};
 pub use told::Told;
 
 use crate::{
@@ -144,8 +144,9 @@ impl Config {
 /// Gives each instance a front of its own, so that a call it makes is known to be its.
 #[async_trait]
 pub trait Fronts: fmt::Debug + Send + Sync + 'static {
-    /// Opens one on loopback, on `port` if one is given: an instance that was taken over
-    /// knows where its front is. Cancel safe.
+    /// Opens one on loopback, or where the machine is on `bridge` and then for nobody but
+    /// who is on that; on `port` if one is given: an instance that was taken over knows where
+    /// its front is. Cancel safe.
     ///
     /// # Errors
     /// If the port, or any, cannot be bound.
@@ -154,6 +155,7 @@ pub trait Fronts: fmt::Debug + Send + Sync + 'static {
         service: &ServiceName,
         instance: InstanceId,
         port: Option<u16>,
+        bridge: Option<Bridge>,
     ) -> Result<OpenFront>;
 }
 

@@ -2,14 +2,22 @@
 //! and gives each a front of its own, so that it can call other services and the
 //! caller is known.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use lca::{InstanceId, Result, ServiceName, endpoint::Role, shutdown::Spawner};
 use lca_allocator::{
-    Allocator, Collaborators, Driver, Drivers, Fronts, OpenFront,
-    driver::process::{Grants, Process},
+    Allocator, Bridge, Collaborators, Driver, Drivers, Fronts, OpenFront,
+    driver::{
+        docker::{self, Docker},
+        process::{Grants, Process},
+    },
 };
+use lca_engine::Address;
 use lca_ingress::Ingress;
 use lca_manager::Manager;
 use lca_node::{Node, mesh::Handlers};
@@ -34,6 +42,17 @@ pub struct Config {
     pub keep_instances: bool,
     /// What instances get of this machine beyond what every program needs.
     pub grants: Grants,
+    /// The engine for containers, if it runs any.
+    pub containers: Option<Containers>,
+}
+
+/// Where the engine is, and what containers get of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containers {
+    /// Where it listens, if it runs.
+    pub engine: Address,
+    /// What the operator allows.
+    pub grants: docker::Grants,
 }
 
 /// Paths as they are meant where the daemon was started, whatever its folder becomes. Those
@@ -90,7 +109,8 @@ impl App {
     }
 
     async fn build_in(dir: DataDir, config: Config, driver: Arc<dyn Driver>) -> Result<Self> {
-        let Config { settings, mut allocator, mut http, keep_instances: keep, grants: _ } = config;
+        let Config { settings, mut allocator, mut http, keep_instances: keep, .. } = config;
+        let containers = config.containers;
         allocator.keep_instances = keep;
         let mut base = Base::bind(&settings, Role::Allocator, dir).await?;
         let local = base.bind_local(&settings, base.mesh_port())?;
@@ -112,8 +132,17 @@ impl App {
             .collect();
         allocator.metrics = base.metrics.clone();
         allocator.told = lca_allocator::Told { bootstraps: known };
+        let drivers = Drivers::new(driver);
+        let drivers = match containers {
+            Some(Containers { engine, grants }) => {
+                let node = base.node.peer();
+                let docker = Docker::open(engine, node, grants, &base.spawner).await;
+                drivers.with_containers(Arc::new(docker))
+            }
+            None => drivers,
+        };
         let collaborators = Collaborators {
-            drivers: Drivers::new(driver),
+            drivers,
             specs: base.specs.clone(),
             discovery: Arc::new(base.node.clone()),
             mesh: Arc::new(base.node.clone()),
@@ -181,9 +210,15 @@ impl Fronts for InstanceFronts {
         service: &ServiceName,
         instance: InstanceId,
         port: Option<u16>,
+        bridge: Option<Bridge>,
     ) -> Result<OpenFront> {
-        let any = SocketAddr::from(([127, 0, 0, 1], port.unwrap_or(0)));
-        let front = Front::bind(any, self.http, self.manager.clone(), self.node.clone()).await?;
+        let ip = bridge.map_or(Ipv4Addr::LOCALHOST.into(), |bridge| bridge.gateway);
+        let any = SocketAddr::new(ip, port.unwrap_or(0));
+        let (http, manager, node) = (self.http, self.manager.clone(), self.node.clone());
+        let front = match bridge {
+            Some(bridge) => Front::bind_within(any, bridge.range, http, manager, node).await?,
+            None => Front::bind(any, http, manager, node).await?,
+        };
         let address = front.address();
         let stop = CancellationToken::new();
         front.serve_until(stop.clone(), &self.spawner);

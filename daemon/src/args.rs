@@ -161,6 +161,15 @@ pub struct Allocator {
     /// A file or folder that instances may also write; may be repeated
     #[arg(long, value_name = "PATH")]
     pub allow_write: Vec<PathBuf>,
+    /// A capability that containers may keep, such as NET_RAW; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub allow_capability: Vec<String>,
+    /// Containers may have the network of this machine
+    #[arg(long)]
+    pub allow_host_network: bool,
+    /// Run no containers, whether or not there is an engine (DOCKER_HOST)
+    #[arg(long)]
+    pub no_docker: bool,
 }
 
 /// Make every service answer on a port of this machine

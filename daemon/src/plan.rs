@@ -9,13 +9,15 @@ use lca::{
     local,
     workers::{WORKERS_ENV, Workers},
 };
-use lca_allocator::driver::process::Grants;
+use lca_allocator::driver::{docker, process::Grants};
+use lca_engine::{Address, DOCKER_HOST};
 use lca_node::Identity;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Settings, allocator,
-    args::{Command, Common, Own, values},
+    Settings,
+    allocator::{self, Containers},
+    args::{self, Command, Common, Own, values},
     limits::{self, Descriptors},
     proxy,
 };
@@ -33,6 +35,8 @@ pub struct Environment {
     pub workers: Option<String>,
     /// Whether a pre-shared key is set. Its value is nobody's business.
     pub psk: bool,
+    /// Where the Docker Engine is.
+    pub docker_host: Option<String>,
     /// The user's data folder.
     pub data: Option<PathBuf>,
     /// What this process may have open.
@@ -49,6 +53,7 @@ impl Environment {
         Self {
             bootstraps: std::env::var(BOOTSTRAPS_ENV).ok(),
             workers: std::env::var(WORKERS_ENV).ok(),
+            docker_host: std::env::var(DOCKER_HOST).ok(),
             psk: std::env::var_os(PSK_ENV).is_some_and(|key| !key.is_empty()),
             data: folder("XDG_DATA_HOME")
                 .or_else(|| folder("HOME").map(|home| home.join(".local/share"))),
@@ -195,6 +200,7 @@ pub fn plan<C: Command>(
                 );
                 room.instances = most;
             }
+            let containers = problems.take(containers(flags, environment.docker_host.as_deref()));
             Plan::Allocator(Box::new(allocator::Config {
                 settings,
                 allocator: offer,
@@ -205,6 +211,7 @@ pub fn plan<C: Command>(
                     read: allocator::absolute(&flags.allow_read),
                     write: allocator::absolute(&flags.allow_write),
                 },
+                containers: containers.flatten(),
             }))
         }
         Own::Proxy(flags) => {
@@ -252,6 +259,18 @@ fn same_ports(plan: &Plan) -> Vec<Error> {
         }
     }
     problems
+}
+
+/// What runs containers, and what they may do; `None` if nothing does.
+fn containers(flags: &args::Allocator, host: Option<&str>) -> Result<Option<Containers>> {
+    if flags.no_docker {
+        return Ok(None);
+    }
+    let capabilities = flags.allow_capability.iter();
+    let capabilities = capabilities.map(|name| name.parse()).collect::<Result<_>>();
+    let capabilities = capabilities.map_err(|error| values::wrong("--allow-capability", error))?;
+    let grants = docker::Grants { host_network: flags.allow_host_network, capabilities };
+    Ok(Some(Containers { engine: Address::choose(host)?, grants }))
 }
 
 /// The folder to use: absolute, since programs run in folders of their own.
@@ -370,6 +389,13 @@ impl Plan {
                 let paths = |paths: &[PathBuf]| Value::from_iter(paths.iter().map(|it| path(it)));
                 show("allow_read", paths(&config.grants.read));
                 show("allow_write", paths(&config.grants.write));
+                let containers = config.containers.as_ref().map(|containers| {
+                    let capabilities = containers.grants.capabilities.iter();
+                    json!({ "engine": containers.engine.to_string(),
+                            "allow_host_network": containers.grants.host_network,
+                            "allow_capability": capabilities.map(ToString::to_string).collect::<Vec<_>>() })
+                });
+                show("containers", containers.unwrap_or(Value::Null));
             }
             Self::Proxy(config) => {
                 show("daemon", "proxy".into());

@@ -33,7 +33,7 @@ mod plan;
 mod refusals;
 mod surplus;
 
-pub(crate) use offers::{ask_facts, groups, heed_rooms, measure};
+pub(crate) use offers::{ask_facts, groups, heed_rooms, lacks, measure, with_driver};
 
 /// When to try again where nobody said anything better.
 const RETRY_AFTER: Duration = Duration::from_secs(2);

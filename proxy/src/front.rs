@@ -6,7 +6,7 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lca::{
     Error, Kind, Result,
-    listen::Acceptor,
+    listen::{Acceptor, Subnet},
     metrics::{Held, Metrics},
     shutdown::Spawner,
 };
@@ -46,6 +46,8 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
 pub struct Front {
     listener: TcpListener,
     address: SocketAddr,
+    /// Who may connect; `None`: whoever can.
+    only: Option<Subnet>,
     shared: Arc<Shared>,
 }
 
@@ -85,6 +87,32 @@ impl Front {
             )
             .hint("use 127.0.0.1 or [::1]"));
         }
+        Self::listen(address, None, config, manager, node).await
+    }
+
+    /// Binds `address`, which is this machine's on a network of its own, such as that of its
+    /// containers. Whoever is not `only` of that network is cut off before anything is read:
+    /// a machine answers for all of its addresses on all of its networks.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind), but for the first.
+    pub async fn bind_within(
+        address: SocketAddr,
+        only: Subnet,
+        config: Config,
+        manager: Manager,
+        node: Node,
+    ) -> Result<Self> {
+        Self::listen(address, Some(only), config, manager, node).await
+    }
+
+    async fn listen(
+        address: SocketAddr,
+        only: Option<Subnet>,
+        config: Config,
+        manager: Manager,
+        node: Node,
+    ) -> Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             let hint = "another daemon may be running; choose another port";
             lca::listen::cannot("the front", address, hint, error)
@@ -100,7 +128,7 @@ impl Front {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         });
-        Ok(Self { listener, address, shared })
+        Ok(Self { listener, address, only, shared })
     }
 
     /// Where it listens.
@@ -130,7 +158,7 @@ impl Front {
     }
 
     async fn run(self, stop: CancellationToken, spawner: Spawner) {
-        let Self { listener, shared, address } = self;
+        let Self { listener, shared, address, only } = self;
         let mut acceptor = Acceptor::new(listener, format!("clients on {address}"));
         loop {
             let (stream, from) = tokio::select! {
@@ -138,6 +166,11 @@ impl Front {
                 () = stop.cancelled() => return,
                 accepted = acceptor.accept() => accepted,
             };
+            if only.is_some_and(|only| !only.has(from.ip())) {
+                shared.metrics.front.refusals.with_label_values(&["stranger"]).inc();
+                tracing::debug!(client = %from, "a stranger was cut off");
+                continue;
+            }
             match shared.connections.clone().try_acquire_owned() {
                 Ok(permit) => {
                     spawner.spawn_short(connection(

@@ -25,6 +25,7 @@ pub struct Builder {
     proxies: usize,
     instances_each: u32,
     keep_instances: bool,
+    containers: Option<allocator::Containers>,
     requirements: Requirements,
     timing: Timing,
     metrics: bool,
@@ -39,6 +40,7 @@ pub struct Cluster {
     proxies: Vec<Slot<proxy::App>>,
     instances_each: u32,
     keep_instances: bool,
+    containers: Option<allocator::Containers>,
     dir: TempDir,
 }
 
@@ -65,6 +67,12 @@ impl Builder {
     #[must_use]
     pub fn keep_instances(self) -> Self {
         Self { keep_instances: true, ..self }
+    }
+
+    /// Allocators run containers, too.
+    #[must_use]
+    pub fn containers(self, containers: allocator::Containers) -> Self {
+        Self { containers: Some(containers), ..self }
     }
 
     /// What the clients of this fleet require.
@@ -117,6 +125,7 @@ impl Builder {
             proxies: Vec::new(),
             instances_each: self.instances_each,
             keep_instances: self.keep_instances,
+            containers: self.containers,
             dir,
         };
         for (n, settings) in allocators.into_iter().enumerate() {
@@ -139,6 +148,7 @@ impl Cluster {
             proxies: 1,
             instances_each: 16,
             keep_instances: false,
+            containers: None,
             requirements: Requirements::default(),
             timing: Timing::default(),
             metrics: false,
@@ -287,6 +297,7 @@ impl Cluster {
     /// If it does not start.
     pub async fn start_allocator(&mut self, n: usize) -> anyhow::Result<()> {
         let (instances, keep_instances) = (self.instances_each, self.keep_instances);
+        let containers = self.containers.clone();
         let slot = &mut self.allocators[n];
         slot.start(move |settings| async move {
             let mut allocator = lca_allocator::Config::new(settings.data_dir.join("allocator"));
@@ -300,6 +311,7 @@ impl Cluster {
                 http: lca_proxy::Config::default(),
                 keep_instances,
                 grants: Grants::default(),
+                containers,
             };
             allocator::App::build(config, Arc::new(driver)).await
         })

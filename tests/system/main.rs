@@ -6,6 +6,7 @@ mod allocation;
 mod alone;
 mod at_most;
 mod calls;
+mod containers;
 mod external;
 mod faults;
 mod grpc;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{LAST_LINES, Owner, STEADY, alive};
 use crate::{
-    driver::{Exit, Runnable, Started, last_lines},
+    driver::{Bridge, Exit, Runnable, Started, last_lines},
     handed,
     ledger::Phase,
     lifecycle::Event,
@@ -133,8 +133,9 @@ impl Owner {
             return Ok(());
         };
         let service = &self.entry.spec.name;
+        let bridge = self.bridge().await?;
         loop {
-            let opening = fronts.open(service, self.entry.id, Some(port));
+            let opening = fronts.open(service, self.entry.id, Some(port), bridge);
             let error = match timeout_at(deadline, opening).await {
                 Ok(Ok(front)) => {
                     self.front = Some(front);
@@ -149,6 +150,14 @@ impl Owner {
             };
             tracing::debug!(instance = %self.entry.id, error = error.chain(), "its front is tried again");
             sleep(FRONT_AGAIN).await;
+        }
+    }
+
+    /// The network it is on, if that is not the machine's.
+    async fn bridge(&self) -> Result<Option<Bridge>> {
+        match &self.entry.spec.runs {
+            Runs::Image(image) if !image.host_network => self.driver.bridge().await,
+            _ => Ok(None),
         }
     }
 
@@ -189,7 +198,10 @@ impl Owner {
         if self.front.is_none()
             && let Some(fronts) = &supervisor.fronts
         {
-            let opening = fronts.open(&spec.name, id, None);
+            let opening = async {
+                let bridge = self.bridge().await?;
+                fronts.open(&spec.name, id, None, bridge).await
+            };
             let Ok(front) = timeout_at(deadline, opening).await else {
                 return late("no front could be opened for it");
             };

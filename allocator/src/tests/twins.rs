@@ -24,7 +24,7 @@ use tokio::{
 use tonic::{Request, service::Routes};
 
 use crate::{
-    Allocator, Capacity, Config, Fronts, OpenFront, Parts, Timing,
+    Allocator, Bridge, Capacity, Config, Fronts, OpenFront, Parts, Timing,
     driver::{Driver, Drivers},
     ledger::{Ledger, Left},
     outside::{Catalog, Door, Gate, Known, Local},
@@ -165,7 +165,13 @@ pub(super) struct Doors {
 
 #[async_trait]
 impl Fronts for Doors {
-    async fn open(&self, _: &ServiceName, _: InstanceId, port: Option<u16>) -> Result<OpenFront> {
+    async fn open(
+        &self,
+        _: &ServiceName,
+        _: InstanceId,
+        port: Option<u16>,
+        _: Option<Bridge>,
+    ) -> Result<OpenFront> {
         self.asked.lock().unwrap().push(port);
         Ok(OpenFront {
             address: ([127, 0, 0, 1], port.unwrap_or(4999)).into(),

@@ -21,6 +21,7 @@ use lca_daemon::{
     limits::{self, Room},
     proxy, registry,
 };
+use lca_engine::Address;
 
 use lca_node::link::{Links, course};
 
@@ -87,6 +88,7 @@ impl Fleet {
             settings.bootstraps.extend(registry.addresses().bootstraps.iter().cloned());
             settings
         };
+        let engine = Address::of_the_environment()?;
         let mut allocators = Vec::new();
         for n in 1..=nodes {
             let settings = joining(format!("allocator-{n}"));
@@ -104,6 +106,10 @@ impl Fleet {
                     read: allocator::absolute(&args.allow_read),
                     write: allocator::absolute(&args.allow_write),
                 },
+                containers: Some(allocator::Containers {
+                    engine: engine.clone(),
+                    grants: Default::default(),
+                }),
             };
             allocators.push(allocator::App::open(config).await?);
         }

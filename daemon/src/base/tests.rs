@@ -110,6 +110,7 @@ async fn a_dropped_allocator_kills_what_runs() {
         http: lca_proxy::Config::default(),
         keep_instances: false,
         grants: Grants::default(),
+        containers: None,
     };
     let app = allocator::App::build(config, Arc::new(driver.clone())).await.unwrap();
     let launch_one = launch();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use lca::{Error, PeerId, Placement, Requirements, Resources, ServiceHash, api::proto};
+use lca::{Error, Kind, PeerId, Placement, Requirements, Resources, Runs, ServiceHash, api::proto};
 
 use crate::{
     allocators::{Allocator, Allocators},
@@ -69,6 +69,36 @@ pub(crate) fn heed_rooms(
     for offer in offers {
         offer.room &= allocators.rooms.has_room(offer.peer, needs, joins);
     }
+}
+
+/// Leaves those out that say that they lack the driver for what `runs`, and names them. Every
+/// allocator runs programs, so it is asked for images alone; one that says nothing now says it
+/// when it is asked for an instance.
+pub(crate) async fn with_driver(
+    reach: &Reach,
+    runs: &Runs,
+    group: &[Allocator],
+    offers: &mut Vec<Offer>,
+) -> Vec<(PeerId, Error)> {
+    if !matches!(runs, Runs::Image(_)) {
+        return Vec::new();
+    }
+    let asked = offers.iter().map(|offer| async {
+        let endpoint = group.iter().map(|one| &one.endpoint).find(|at| at.peer == offer.peer)?;
+        let said = reach.describe(endpoint, policy::placement::ASK).await.ok()?;
+        lacks(&said, runs).map(|error| (offer.peer, error))
+    });
+    let lacking: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+    offers.retain(|offer| lacking.iter().all(|(peer, _)| *peer != offer.peer));
+    lacking
+}
+
+/// Why an allocator that says this of itself is out of the question for an image, if it is.
+pub(crate) fn lacks(said: &proto::DescribeResponse, runs: &Runs) -> Option<Error> {
+    let Runs::Image(_) = runs else { return None };
+    let driver = runs.driver()?;
+    let has = said.drivers.iter().any(|one| one == driver);
+    (!has).then(|| Error::new(Kind::NotHere, format!("has no driver `{driver}` that works now")))
 }
 
 /// Learns what those within soft say of themselves, where the placement counts it.

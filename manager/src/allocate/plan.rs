@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use lca::{Error, Kind, PeerId, api::proto::allocate_request::Mode, endpoint::Endpoint};
 
-use super::{Order, ask_facts, groups, heed_rooms, measure, refusals::Refusals};
+use super::{Order, ask_facts, groups, heed_rooms, measure, refusals::Refusals, with_driver};
 use crate::{
     allocators::{Allocator, Allocators},
     begun::{self, Near},
@@ -98,7 +98,9 @@ impl<'a> Plan<'a> {
             let mut all = group.iter().chain(&self.doubtful).map(|one| &one.endpoint);
             all.find(|endpoint| endpoint.peer == *peer).cloned()
         };
-        let (mut offers, silent) = measure(reach, allocators, order.service, group, patience).await;
+        let (mut offers, mut silent) =
+            measure(reach, allocators, order.service, group, patience).await;
+        silent.extend(with_driver(reach, &order.runs, group, &mut offers).await);
         let question = self.flight.question();
         for offer in &mut offers {
             offer.rtt = question.distance(reach, offer.peer, offer.rtt);

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream};
 use lca::{PeerId, Requirements, api::proto, specs::Cached, units::show_duration as show};
 
 use crate::{
-    allocate::{ask_facts, groups, heed_rooms, measure},
+    allocate::{ask_facts, groups, heed_rooms, lacks, measure, with_driver},
     allocators::Allocator,
     manager::Inner,
     policy::{self, Offer},
@@ -75,6 +75,7 @@ async fn rank(
     let placement = spec.spec.placement;
     for ((mut offers, silent), group, doubtful) in [(first, &sound, false), (last, &doubtful, true)]
     {
+        let lacking = with_driver(reach, &spec.spec.runs, group, &mut offers).await;
         heed_rooms(&mut offers, allocators, spec.spec.resources, true);
         ask_facts(reach, placement, spec.hash, limits, group, &mut offers).await;
         let order = policy::rank(placement, true, &offers, limits, spec.hash);
@@ -84,7 +85,7 @@ async fn rank(
             places.push(Place { peer: offer.peer, offer: Some(offer), rank, doubtful });
         }
         next += order.len() as u32;
-        let silent = silent.into_iter().map(|(peer, _)| peer);
+        let silent = silent.into_iter().chain(lacking).map(|(peer, _)| peer);
         places.extend(silent.map(|peer| Place { peer, offer: None, rank: 0, doubtful }));
     }
     places
@@ -112,9 +113,11 @@ fn considered(
     let Place { peer, offer, rank, doubtful } = place;
     let stopping = said.as_ref().is_some_and(|said| said.stopping);
     let missing = said.as_ref().and_then(|said| missing(said, spec));
+    let lacks = said.as_ref().and_then(|said| lacks(said, &spec.spec.runs));
     let refused = offer.is_some_and(|offer| !offer.room);
     let has_room = offer.is_some() && !refused && missing.is_none() && !stopping;
     let reason = match offer {
+        None if let Some(lacks) = lacks => lacks.public().to_owned(),
         None => "does not answer".to_owned(),
         Some(offer) if rank == 0 => match limits.hard {
             Some(hard) => {

@@ -285,6 +285,28 @@ async fn what_one_machine_has_not_got_is_asked_of_the_next() {
 }
 
 #[tokio::test]
+async fn an_image_is_not_asked_of_who_has_no_engine() {
+    let image = proto::Image {
+        reference: "docker.io/library/web:1".into(),
+        digest: lca::Digest::of(b"web").to_string(),
+        ..Default::default()
+    };
+    let web = proto::ServiceSpec { artifact: String::new(), image: Some(image), ..spec(HELLO) };
+    let world = World::with([web.clone()]);
+    let (near, far, client) = (world.allocator(), world.allocator(), world.client());
+    world.distance(&client, &far, 40);
+    far.runs_images();
+    assert_eq!(client.pick().await.unwrap().endpoint.peer, far.id());
+    assert!(near.asked().is_empty());
+    // With nobody else the answer says why.
+    let world = World::with([web]);
+    let (near, client) = (world.allocator(), world.client());
+    let error = client.pick().await.unwrap_err();
+    assert!(error.public().contains("has no driver `docker`"), "{error}");
+    assert!(near.asked().is_empty());
+}
+
+#[tokio::test]
 async fn when_nobody_has_room_each_reason_is_named() {
     let world = World::new();
     let one = world.allocator_that(Behaviour::full("out of memory"));

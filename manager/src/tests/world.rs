@@ -113,6 +113,7 @@ impl World {
             intents: HashMap::new(),
             taken: None,
             cached: Vec::new(),
+            drivers: vec!["process".into()],
             claim_error: None,
             lists_after: Duration::ZERO,
         };
@@ -197,6 +198,7 @@ struct State {
     /// What it says to claims; `None`: granted.
     taken: Option<proto::ClaimResponse>,
     cached: Vec<String>,
+    drivers: Vec<String>,
     /// What it refuses claims with, if it does.
     claim_error: Option<Error>,
     /// How long it takes to say what it runs.
@@ -278,6 +280,11 @@ impl FakeAllocator {
     /// Whether anybody follows what it has.
     pub(crate) fn is_watched(&self) -> bool {
         self.feed.receiver_count() > 0
+    }
+
+    /// It has an engine for containers.
+    pub(crate) fn runs_images(&self) {
+        self.lock().drivers = vec!["process".into(), "docker".into()];
     }
 
     /// It has the program of `spec` and need not fetch it.
@@ -462,6 +469,7 @@ impl Allocator for FakeAllocator {
             total,
             used,
             cached_artifacts,
+            drivers: self.lock().drivers.clone(),
             ..Default::default()
         }))
     }

@@ -3,7 +3,7 @@
 //! Every process an instance starts inherits `LCA_INSTANCE_ID` and `LCA_NODE` unless it
 //! takes care not to, so one look through `/proc` finds what a double fork with a session
 //! of its own hid from `kill(-group)`, and what an earlier run of ours has forgotten. Only
-//! a cgroup is complete.
+//! a cgroup is complete. What runs in a container is left to the driver of containers.
 
 use std::{fs, io};
 
@@ -31,9 +31,20 @@ pub(super) fn all() -> Vec<(i32, Belongs)> {
     processes().filter_map(|pid| Some((pid, belongs(pid).ok()??))).collect()
 }
 
-/// What process `pid` says it belongs to, if to an instance. Blocks on `/proc`.
+/// What process `pid` says it belongs to, if to an instance of this driver. Blocks on `/proc`.
 pub(super) fn belongs(pid: i32) -> io::Result<Option<Belongs>> {
-    Ok(parse(&fs::read(format!("/proc/{pid}/environ"))?))
+    let belongs = parse(&fs::read(format!("/proc/{pid}/environ"))?);
+    Ok(belongs.filter(|_| !is_in_a_container(pid)))
+}
+
+/// Whether it has process numbers of its own, as in a container, which is told the same but
+/// is somebody else's to end. Instances of ours cannot make such a namespace.
+fn is_in_a_container(pid: i32) -> bool {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/pid"));
+    match (namespace(&pid.to_string()), namespace("self")) {
+        (Ok(its), Ok(ours)) => its != ours,
+        _ => false, // not ours to look at, so not ours to kill either
+    }
 }
 
 fn processes() -> impl Iterator<Item = i32> {
