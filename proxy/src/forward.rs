@@ -1,7 +1,7 @@
 //! One request: routed, picked for, sent, perhaps sent again, and its answer passed
 //! back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{future::pending, net::SocketAddr, pin::pin, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 use http_body_util::BodyExt as _;
@@ -19,7 +19,7 @@ use lca_node::{
     h1::{self, After, Body, Failed, HeadAfter, Joint, Waits},
     mesh, mux,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     Config,
@@ -225,18 +225,19 @@ impl Forward {
         }
         let upload = Upload::new(body, self.config.hold, most, times.waits.quiet);
         wish.repeatable = upload.stays_whole() && is_idempotent(&parts.method);
-        let Some(time) = times.request else {
-            let asked =
-                Asked { id, parts, upload: &upload, upgrade, way, wish, times, until: None };
-            return self.send(asked, trace, after).await;
-        };
-        let until = begun + time;
-        wish.deadline = wish.deadline.min(until);
+        let until = times.request.map(|time| begun + time);
+        wish.deadline = until.map_or(wish.deadline, |until| wish.deadline.min(until));
         let service = wish.service.clone();
-        let asked =
-            Asked { id, parts, upload: &upload, upgrade, way, wish, times, until: Some(until) };
-        let sent = timeout_at(until, self.send(asked, trace, after)).await;
-        sent.unwrap_or_else(|_| Err(late(&service, time, upload.is_starved()).into()))
+        let asked = Asked { id, parts, upload: &upload, upgrade, way, wish, times, until };
+        // One future of it, not one with and one without a limit: each connection holds it.
+        let mut sent = pin!(self.send(asked, trace, after));
+        tokio::select! {
+            biased;
+            sent = &mut sent => sent,
+            time = over(times.request, until) => {
+                Err(late(&service, time, upload.is_starved()).into())
+            }
+        }
     }
 
     /// Sends a request until somebody answers it, as far as it may be sent again.
@@ -386,6 +387,17 @@ impl Forward {
         let under_way = target.under_way();
         self.manager.report(target, Outcome::Answered { load, way });
         Ok(under_way)
+    }
+}
+
+/// Resolves with `time` once it is over; never without a limit.
+async fn over(time: Option<Duration>, until: Option<Instant>) -> Duration {
+    match (time, until) {
+        (Some(time), Some(until)) => {
+            sleep_until(until).await;
+            time
+        }
+        _ => pending().await,
     }
 }
 

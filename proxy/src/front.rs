@@ -216,8 +216,9 @@ async fn connection(
     };
     let serving = async {
         if preface {
+            // On its own, or all others would be as large.
             let served = h2::serve(shared.clone(), shared.config, client, socket.clone(), stop);
-            served.await.map_err(BoxError::from)
+            Box::pin(served).await.map_err(BoxError::from)
         } else {
             serve(&shared, client, socket.clone(), stop).await
         }
