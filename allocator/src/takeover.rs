@@ -16,11 +16,11 @@
 
 use std::sync::Arc;
 
-use futures::future::join_all;
+use futures::{FutureExt as _, future::join_all};
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Driver, Started, last_lines},
+    driver::{Driver, Exit, Started, last_lines},
     instance,
     ledger::{Left, Phase, Record, since_wall, wall_ms},
     lifecycle::State,
@@ -106,9 +106,15 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
             Found::Running(entry, driver, Box::new(record))
         }
         (Phase::Live | Phase::Ending, driver) => {
-            let reason = match record.started == Started::default() {
-                true => "the allocator was killed while it was being started",
-                false => "ended while nobody watched",
+            let how = match &driver {
+                Some(driver) => driver.wait(id).now_or_never().and_then(Result::ok),
+                None => None,
+            };
+            let reason = match (record.started == Started::default(), how) {
+                (true, _) => "the allocator was killed while it was being started".to_owned(),
+                (false, None | Some(Exit::Unwatched)) => "ended while nobody watched".to_owned(),
+                // A driver may know what nobody saw.
+                (false, Some(exit)) => format!("{exit}, while nobody watched"),
             };
             let state = match record.phase {
                 Phase::Ending => State::Stopped,
@@ -121,13 +127,13 @@ async fn find(supervisor: &Supervisor, record: Record) -> Found {
             tracing::warn!(service = %entry.spec.name, instance = %id, reason, "instance failed");
             let record = Record {
                 phase: if state == State::Stopped { Phase::Stopped } else { Phase::Failed },
-                reason: reason.to_owned(),
+                reason: reason.clone(),
                 output: output.clone(),
                 ended_ms: wall_ms(Instant::now()),
                 ..record
             };
             supervisor.ledger.page().write(record).done().await;
-            ended(state, reason.to_owned(), output)
+            ended(state, reason, output)
         }
     }
 }

@@ -249,3 +249,19 @@ async fn ask(address: SocketAddr, path: &str) -> String {
     })
     .await
 }
+
+#[tokio::test]
+async fn how_one_ended_while_nobody_watched_is_known_to_the_engine() {
+    let Some(bench) = Bench::new("how_one_ended_while_nobody_watched").await else { return };
+    let launch = bench.launch(&["exit", "3"]);
+    let id = launch.id;
+    let started = bench.driver.start(launch).await.unwrap();
+    bench.driver.wait(id).await.unwrap();
+    let tasks = Tasks::default();
+    let address = bench.engine.address().clone();
+    let after = Docker::open(address, bench.node, Grants::default(), &tasks.spawner()).await;
+    assert!(!after.adopt(id, started, Allowance::default()).await.unwrap(), "it has ended");
+    assert_eq!(after.wait(id).await.unwrap(), Exit::Code(3));
+    assert_eq!(last_lines(&after, id, 1).await, ["third"]);
+    bench.clear().await;
+}
