@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use lca::{
     Allowance, Capability, Digest, Error, Image, InstanceId, Kind, PeerId, Resources, Result,
-    ServiceHash, ServiceName, listen::Subnet,
+    ServiceHash, ServiceName, api::proto::Fetching, listen::Subnet,
 };
 
 use crate::handed::Listener;
@@ -275,11 +275,17 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Has an image where containers can be made of it. Cancel safe.
+    /// Has an image where containers can be made of it, in its own time: it ends when
+    /// nothing comes any more. `told` hears how far it is. Cancel safe.
     ///
     /// # Errors
-    /// [`Kind::NotHere`] if this machine cannot have it, or may not run it as it asks.
-    async fn image(&self, image: &Image) -> Result<Container> {
+    /// [`Kind::NotHere`] if this machine cannot have it, or may not run it as it asks; else
+    /// why nobody can have it, or not now.
+    async fn image(
+        &self,
+        image: &Image,
+        _told: &mut (dyn FnMut(Fetching) + Send),
+    ) -> Result<Container> {
         let what = format!("this allocator has no Docker Engine for {}", image.reference);
         Err(Error::new(Kind::NotHere, what))
     }

@@ -226,6 +226,7 @@ impl Supervisor {
                 .map(|used| used.told(&entry.spec.allowance)),
             restarts: entry.past.failed,
             last_exit: entry.past.last.clone(),
+            fetching: view.fetching.filter(|_| view.state == State::Fetching),
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct View {
     pub(crate) pid: u32,
     /// It is not announced any more, being about to idle out, but takes whoever comes.
     pub(crate) withdrawn: bool,
+    /// How far what it is made of has come, while that is fetched and known.
+    pub(crate) fetching: Option<proto::Fetching>,
 }
 
 /// One instance.
@@ -93,6 +95,7 @@ impl Entry {
             steps: Vec::new(),
             pid: 0,
             withdrawn: false,
+            fetching: None,
         };
         Self {
             id,

@@ -174,6 +174,23 @@ async fn an_allocation_says_where_it_is_and_where_the_time_went() {
 }
 
 #[tokio::test]
+async fn an_image_on_its_way_is_drawn_over_one_line_where_somebody_looks() {
+    let daemon = Daemon::start().await;
+    let quiet = daemon.run("allocate pulled --new").await;
+    assert_eq!((quiet.exit, quiet.err.as_str()), (Exit::Success, ""));
+    let line = "allocate pulled --new";
+    let watched = on(&daemon.socket, line, true, CancellationToken::new()).await;
+    assert_snapshot!(watched.err.replace("\r", "<").replace("\x1b[K", ">\n"), @r"
+    find       52.0 ms
+    <pulling its image: 0 of 4 layers>
+    <pulling its image: 3 MiB of 12 MiB (25 %), 1 of 4 layers>
+    <>
+    spawn       850 us
+    ready       1.2 ms  AJU5SA
+    ");
+}
+
+#[tokio::test]
 async fn a_failed_start_shows_the_programs_last_words() {
     let daemon = Daemon::start().await;
     let ended = daemon.run("allocate broken").await;

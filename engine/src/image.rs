@@ -93,6 +93,16 @@ impl Engine {
         self.named(&wanted.name()).await
     }
 
+    /// The same, if it can run here.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image); [`Kind::NotHere`] if it is for other machines.
+    pub async fn present(&self, wanted: &Wanted) -> Result<Option<Image>> {
+        let image = self.image(wanted).await?;
+        image.iter().try_for_each(|image| self.check_platform(wanted, image))?;
+        Ok(image)
+    }
+
     /// The image the engine has under a name of any kind.
     pub(crate) async fn named(&self, name: &str) -> Result<Option<Image>> {
         let what = format!("look for image {name}");

@@ -51,8 +51,7 @@ impl Engine {
         patience: Duration,
         told: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Fetched> {
-        if let Some(image) = self.image(wanted).await? {
-            self.check_platform(wanted, &image)?;
+        if let Some(image) = self.present(wanted).await? {
             return Ok(Fetched { image, pulled: false });
         }
         let image = match wanted {

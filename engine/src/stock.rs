@@ -107,7 +107,7 @@ impl Stock {
     }
 
     /// Tidies, and says in the log what did not work: whoever wanted an image has it.
-    async fn tidy_over(&self, engine: &Engine) {
+    pub async fn tidy_over(&self, engine: &Engine) {
         match self.tidy(engine).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "images removed, to make room"),

@@ -28,6 +28,7 @@ use surplus::Surplus;
 
 mod asking;
 mod call;
+mod fetched;
 mod offers;
 mod plan;
 mod refusals;
@@ -104,7 +105,7 @@ pub(crate) async fn allocate(
                             chosen(endpoint.peer);
                             asking.asked(endpoint.peer);
                             asked.push(endpoint.clone());
-                            call::begin(reach, &order, endpoint, &calls);
+                            call::begin(reach, &order, endpoint, flight.teller(), &calls);
                         }
                         None => asking.exhausted(),
                     }

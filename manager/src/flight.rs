@@ -104,6 +104,8 @@ pub(crate) struct Landed {
 pub(crate) struct Progress {
     /// What is over, in order.
     pub(crate) steps: Vec<Step>,
+    /// How far the fetch is that is waited for; `None` while none is known of.
+    pub(crate) fetching: Option<proto::Fetching>,
     /// The end. Steps do not change after it.
     pub(crate) end: Option<Result<Landed>>,
 }
@@ -241,9 +243,15 @@ impl Flight {
             let flying = progress.end.is_none();
             if flying {
                 progress.steps.push(step);
+                progress.fetching = None;
             }
             flying
         });
+    }
+
+    /// Somebody who may say how far a fetch is.
+    pub(crate) fn teller(&self) -> Teller {
+        Teller(self.progress.clone())
     }
 
     /// Tells everyone who waits, and whoever asks next begins a new flight. What is
@@ -266,6 +274,22 @@ impl Flight {
                 progress.steps.extend(answer.steps.iter().cloned());
             }
             progress.end = Some(end);
+        });
+    }
+}
+
+/// Says to those who wait for a flight how far a fetch is. Nothing, once it has landed.
+#[derive(Clone, Debug)]
+pub(crate) struct Teller(watch::Sender<Progress>);
+
+impl Teller {
+    pub(crate) fn fetching(&self, fetching: proto::Fetching) {
+        self.0.send_if_modified(|progress| {
+            let news = progress.end.is_none() && progress.fetching != Some(fetching);
+            if news {
+                progress.fetching = Some(fetching);
+            }
+            news
         });
     }
 }

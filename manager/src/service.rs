@@ -220,15 +220,26 @@ impl Listener {
     /// Tells each step of the flight as it is over, and then returns its end.
     async fn follow(&self, wait: &mut Wait, wish: &Wish) -> Result<Landed> {
         let Some(sender) = &self.0 else { return wait.end(wish).await };
-        let mut told = 0;
+        let (mut told, mut drawn) = (0, None);
         let mut progress = wait.progress.clone();
         let telling = async {
             loop {
-                let ended = progress.borrow_and_update().end.is_some();
+                let (ended, fetching) = {
+                    let now = progress.borrow_and_update();
+                    (now.end.is_some(), now.fetching)
+                };
                 for step in wait.steps().into_iter().skip(told) {
                     told += 1;
                     let said = proto::AllocateProgress { progress: Some(Said::Step(step)) };
                     if sender.send(Ok(said)).await.is_err() {
+                        return;
+                    }
+                }
+                if fetching != drawn {
+                    drawn = fetching;
+                    let said = fetching.map(Said::Fetching);
+                    let said = proto::AllocateProgress { progress: said };
+                    if said.progress.is_some() && sender.send(Ok(said)).await.is_err() {
                         return;
                     }
                 }

@@ -4,6 +4,7 @@ mod allocating;
 mod checking;
 mod claiming;
 mod explaining;
+mod fetching;
 mod hearsay;
 mod hedging;
 mod idle;

@@ -33,9 +33,11 @@ use std::{
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use lca::{Allowance, Error, InstanceId, Kind, PeerId, Result, shutdown::Spawner};
+use lca::{
+    Allowance, Error, InstanceId, Kind, PeerId, Result, api::proto::Fetching, shutdown::Spawner,
+};
 use lca_engine::{
-    Address, Engine,
+    Address, Engine, Stock,
     bollard::{
         errors::Error as Bollard,
         query_parameters::{
@@ -45,7 +47,7 @@ use lca_engine::{
 };
 use tokio::{
     sync::{Mutex as Turn, Notify, oneshot},
-    time::timeout,
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -63,10 +65,16 @@ const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// has a deadline of its own, and a call that is given up leaves a container to be removed.
 const MAKE: Duration = Duration::from_secs(60);
 
+/// How often room is made for images: a disk fills by pulls, and each of them makes room by
+/// itself.
+const TIDY: Duration = Duration::from_secs(10 * 60);
+
 /// The container driver. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Docker {
     inner: Arc<Inner>,
+    /// Where images are kept that are pulled; `None`: none are pulled.
+    stock: Option<Stock>,
 }
 
 #[derive(Debug)]
@@ -119,7 +127,20 @@ impl Docker {
             }
         });
         inner.link.settled(FIRST_LOOK).await;
-        Self { inner }
+        Self { inner, stock: None }
+    }
+
+    /// Pulls what is missing and keeps it in `stock`, which is tidied from time to time.
+    #[must_use]
+    pub fn with_stock(self, stock: Stock) -> Self {
+        let (tidied, inner) = (stock.clone(), self.inner.clone());
+        self.inner.spawner.spawn("images", async move {
+            tokio::select! {
+                () = inner.closed.cancelled() => {}
+                () = tidy(&inner, &tidied) => {}
+            }
+        });
+        Self { stock: Some(stock), ..self }
     }
 
     fn held(&self, id: InstanceId) -> Result<Arc<Held>> {
@@ -127,6 +148,18 @@ impl Docker {
         held.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no container of instance {}", id.short()))
         })
+    }
+}
+
+/// Makes room from time to time: what was in use when an image was pulled may be idle now.
+async fn tidy(inner: &Inner, stock: &Stock) {
+    let mut often = interval(TIDY);
+    often.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        often.tick().await;
+        if let Ok(engine) = inner.link.engine() {
+            stock.tidy_over(&engine).await;
+        }
     }
 }
 
@@ -219,9 +252,13 @@ impl Driver for Docker {
         Ok(Some(self.inner.bridge(&engine).await?))
     }
 
-    async fn image(&self, image: &lca::Image) -> Result<Container> {
+    async fn image(
+        &self,
+        image: &lca::Image,
+        told: &mut (dyn FnMut(Fetching) + Send),
+    ) -> Result<Container> {
         self.inner.grants.allow(image)?;
-        image::look_up(&self.inner.link.engine()?, image).await
+        image::have(&self.inner.link.engine()?, self.stock.as_ref(), image, told).await
     }
 
     fn means(&self) -> Means {

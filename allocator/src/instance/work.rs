@@ -7,7 +7,7 @@ use std::{
 };
 
 use lca::{Error, Kind, Result, Runs, Spec};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{LAST_LINES, Owner, STEADY, alive};
 use crate::{
@@ -55,25 +55,14 @@ impl Owner {
     /// Fetching: the artifact comes, or the deadline does.
     pub(super) async fn fetch(&mut self) -> Event {
         let since = Instant::now();
-        let spec = &self.entry.spec;
-        let within = self.supervisor.config.timing.fetch;
-        let fetched = timeout_at(since + within, self.have(&spec.runs)).await;
+        let fetched = self.have(&self.entry.spec.runs).await;
         self.timed("fetch", since, "");
         match fetched {
-            Ok(Ok(program)) => {
+            Ok(program) => {
                 self.program = Some(program);
                 Event::Fetched
             }
-            Ok(Err(error)) => self.failed(error),
-            Err(_) => {
-                let what = match &self.entry.spec.runs {
-                    Runs::Image(image) => format!("image {}", image.reference),
-                    Runs::Artifact(digest) => format!("artifact {digest}"),
-                    Runs::External => "nothing".to_owned(), // never: it is not allocated
-                };
-                let late = format!("{what} did not arrive within {within:?}");
-                self.failed(Error::new(Kind::Timeout, late))
-            }
+            Err(error) => self.failed(error),
         }
     }
 
@@ -81,9 +70,25 @@ impl Owner {
     async fn have(&self, runs: &Runs) -> Result<Runnable> {
         match runs {
             Runs::Artifact(digest) => {
-                Ok(Runnable::File(self.supervisor.catalog.fetch(*digest).await?))
+                let within = self.supervisor.config.timing.fetch;
+                let fetching = self.supervisor.catalog.fetch(*digest);
+                let fetched = timeout(within, fetching).await;
+                fetched.map(|path| path.map(Runnable::File)).unwrap_or_else(|_| {
+                    let late = format!("artifact {digest} did not arrive within {within:?}");
+                    Err(Error::new(Kind::Timeout, late))
+                })
             }
-            Runs::Image(image) => Ok(Runnable::Image(self.driver.image(image).await?)),
+            // Its deadline is that something comes.
+            Runs::Image(image) => {
+                let mut told = |fetching| {
+                    // Who watches instances looks by itself.
+                    self.entry.view.send_if_modified(|view| {
+                        view.fetching = Some(fetching);
+                        false
+                    });
+                };
+                Ok(Runnable::Image(self.driver.image(image, &mut told).await?))
+            }
             Runs::External => {
                 let what = format!("{} is an external service", self.entry.spec.name);
                 Err(Error::new(Kind::FailedPrecondition, what))

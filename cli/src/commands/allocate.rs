@@ -1,5 +1,7 @@
 //! `lcactl allocate`
 
+use std::mem::take;
+
 use lca::{
     Kind, RequestId,
     api::{self, proto},
@@ -15,6 +17,7 @@ use crate::{
     errors::{Failure, Result},
     output::Output,
     table::Table,
+    units,
     view::{Instance, Step, micros},
 };
 
@@ -74,8 +77,25 @@ async fn follow(
 ) -> Result<proto::AllocateResponse> {
     let mut manager = proto::manager_client::ManagerClient::new(channel);
     let mut progress = manager.allocate(api::within(api::MAX_CALL, request)).await?.into_inner();
-    while let Some(message) = progress.message().await? {
+    let mut drawn = false;
+    loop {
+        let next = progress.message().await;
+        // Whatever else comes next, if it comes, does not stand behind what was drawn.
+        let redrawn = matches!(
+            &next,
+            Ok(Some(proto::AllocateProgress { progress: Some(Progress::Fetching(_)) }))
+        );
+        if take(&mut drawn) && !redrawn {
+            output.progress_in_place("");
+        }
+        let Some(message) = next? else {
+            return Err(broken("broke off before the start was over"));
+        };
         match message.progress {
+            Some(Progress::Fetching(fetching)) => {
+                drawn = true;
+                output.progress_in_place(&fetched(&fetching));
+            }
             Some(Progress::Step(step)) => {
                 let detail = if step.detail.is_empty() {
                     String::new()
@@ -90,7 +110,18 @@ async fn follow(
             None => {} // something newer than we are
         }
     }
-    Err(broken("broke off before the start was over"))
+}
+
+/// How much of an image is there, in a line.
+fn fetched(fetching: &proto::Fetching) -> String {
+    let proto::Fetching { bytes, total_bytes, layers, total_layers } = *fetching;
+    let layers = format!("{layers} of {total_layers} layers");
+    if total_bytes == 0 {
+        return format!("pulling its image: {layers}");
+    }
+    let percent = bytes.saturating_mul(100) / total_bytes;
+    let (bytes, total) = (units::show_size(bytes), units::show_size(total_bytes));
+    format!("pulling its image: {bytes} of {total} ({percent} %), {layers}")
 }
 
 fn broken(what: &str) -> Failure {

@@ -261,6 +261,13 @@ impl Manager for Fake {
         };
         let mut messages: Vec<_> =
             steps().into_iter().map(|step| progress(Progress::Step(step))).collect();
+        if request.service == "pulled" {
+            for (bytes, layers) in [(3 << 20, 1), (0, 0)] {
+                let total_bytes = if bytes == 0 { 0 } else { 12 << 20 };
+                let fetching = proto::Fetching { bytes, total_bytes, layers, total_layers: 4 };
+                messages.insert(1, progress(Progress::Fetching(fetching)));
+            }
+        }
         if request.service != "cut" {
             messages.push(progress(Progress::Done(done)));
         }

@@ -11,6 +11,7 @@ mod between;
 mod bundle;
 mod fetching;
 mod means;
+mod own;
 mod registry;
 mod resolving;
 mod rooms;

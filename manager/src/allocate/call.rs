@@ -15,9 +15,9 @@ use lca::{
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{Order, RETRY_AFTER};
+use super::{Order, RETRY_AFTER, fetched};
 use crate::{
-    flight::Landed,
+    flight::{Landed, Teller},
     reach::{Reach, ready},
 };
 
@@ -49,7 +49,14 @@ pub(super) enum Event {
 pub(super) type Calls = FuturesUnordered<BoxFuture<'static, Event>>;
 
 /// Asks one: both things that may come of it are among the `calls` from now on.
-pub(super) fn begin(reach: &Reach, order: &Arc<Order>, endpoint: Arc<Endpoint>, calls: &Calls) {
+/// `teller` hears how far a fetch is.
+pub(super) fn begin(
+    reach: &Reach,
+    order: &Arc<Order>,
+    endpoint: Arc<Endpoint>,
+    teller: Teller,
+    calls: &Calls,
+) {
     let (reach, order) = (reach.clone(), order.clone());
     if order.hedges {
         let (reach, order, endpoint) = (reach.clone(), order.clone(), endpoint.clone());
@@ -63,7 +70,10 @@ pub(super) fn begin(reach: &Reach, order: &Arc<Order>, endpoint: Arc<Endpoint>, 
     }
     calls.push(
         async move {
-            let answer = ask(&reach, &order, &endpoint).await;
+            let answer = tokio::select! {
+                answer = ask(&reach, &order, &endpoint) => answer,
+                never = fetched::follow(&reach, &order, &endpoint, &teller) => match never {},
+            };
             Event::Ended(endpoint, answer)
         }
         .boxed(),

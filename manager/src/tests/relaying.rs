@@ -23,7 +23,7 @@ use super::world::{Behaviour, Client, FakeAllocator, HELLO, World, spec, wish};
 use crate::Config;
 
 /// The local API of `client`, as a program of its machine reaches it.
-async fn local_api(world: &World, client: &Client) -> Channel {
+pub(super) async fn local_api(world: &World, client: &Client) -> Channel {
     client.peer.serve(client.manager.local_routes());
     world.network.join(&[]).grpc(&client.peer.own()).await.unwrap()
 }
@@ -219,6 +219,7 @@ async fn a_person_is_told_each_step_of_an_allocation() {
         while let Some(next) = said.message().await.unwrap() {
             match next.progress.unwrap() {
                 Progress::Step(step) => steps.push(step.name),
+                Progress::Fetching(fetching) => panic!("nothing is fetched: {fetching:?}"),
                 Progress::Done(done) => {
                     let names: Vec<_> = done.steps.iter().map(|step| step.name.clone()).collect();
                     assert_eq!(names, steps);
