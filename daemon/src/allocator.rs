@@ -17,7 +17,7 @@ use lca_allocator::{
         process::{Grants, Process},
     },
 };
-use lca_engine::Address;
+use lca_engine::{Address, Keyring, Stock, Terms};
 use lca_ingress::Ingress;
 use lca_manager::Manager;
 use lca_node::{Node, mesh::Handlers};
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     base::{self, Addresses, Base, Running, Settings},
-    data::DataDir,
+    data::{DataDir, create_dir},
 };
 
 /// What an allocator can be told.
@@ -53,6 +53,8 @@ pub struct Containers {
     pub engine: Address,
     /// What the operator allows.
     pub grants: docker::Grants,
+    /// Bytes that the images it has pulled may take.
+    pub image_room: u64,
 }
 
 /// Paths as they are meant where the daemon was started, whatever its folder becomes. Those
@@ -134,10 +136,14 @@ impl App {
         allocator.told = lca_allocator::Told { bootstraps: known };
         let drivers = Drivers::new(driver);
         let drivers = match containers {
-            Some(Containers { engine, grants }) => {
+            Some(Containers { engine, grants, image_room }) => {
                 let node = base.node.peer();
                 let docker = Docker::open(engine, node, grants, &base.spawner).await;
-                drivers.with_containers(Arc::new(docker))
+                create_dir(&allocator.data_dir)?;
+                let keys = Keyring::of_the_environment();
+                let terms = Terms { room: image_room, keys, ..Terms::default() };
+                let stock = Stock::open(&allocator.data_dir, terms);
+                drivers.with_containers(Arc::new(docker.with_stock(stock)))
             }
             None => drivers,
         };

@@ -167,6 +167,10 @@ pub struct Allocator {
     /// Containers may have the network of this machine
     #[arg(long)]
     pub allow_host_network: bool,
+    /// Disk that images may take which this allocator has pulled: beyond it those go that
+    /// were not used for the longest time [default: 20GiB]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub image_room: Option<String>,
     /// Run no containers, whether or not there is an engine (DOCKER_HOST)
     #[arg(long)]
     pub no_docker: bool,

@@ -10,7 +10,7 @@ use lca::{
     workers::{WORKERS_ENV, Workers},
 };
 use lca_allocator::driver::{docker, process::Grants};
-use lca_engine::{Address, DOCKER_HOST};
+use lca_engine::{Address, DOCKER_HOST, Terms};
 use lca_node::Identity;
 use serde_json::{Map, Value, json};
 
@@ -270,7 +270,10 @@ fn containers(flags: &args::Allocator, host: Option<&str>) -> Result<Option<Cont
     let capabilities = capabilities.map(|name| name.parse()).collect::<Result<_>>();
     let capabilities = capabilities.map_err(|error| values::wrong("--allow-capability", error))?;
     let grants = docker::Grants { host_network: flags.allow_host_network, capabilities };
-    Ok(Some(Containers { engine: Address::choose(host)?, grants }))
+    let image_room = flags.image_room.as_deref().map(lca::units::size);
+    let image_room = image_room.transpose().map_err(|why| values::wrong("--image-room", why))?;
+    let image_room = image_room.unwrap_or(Terms::DEFAULT_ROOM);
+    Ok(Some(Containers { engine: Address::choose(host)?, grants, image_room }))
 }
 
 /// The folder to use: absolute, since programs run in folders of their own.
@@ -392,6 +395,7 @@ impl Plan {
                 let containers = config.containers.as_ref().map(|containers| {
                     let capabilities = containers.grants.capabilities.iter();
                     json!({ "engine": containers.engine.to_string(),
+                            "image_room_bytes": containers.image_room,
                             "allow_host_network": containers.grants.host_network,
                             "allow_capability": capabilities.map(ToString::to_string).collect::<Vec<_>>() })
                 });

@@ -24,8 +24,11 @@ impl Fleet {
     async fn start(test: &str) -> anyhow::Result<Option<Self>> {
         let Some(engine) = testing::engine(test).await else { return Ok(None) };
         let image = TestImage::make(&engine).await;
-        let containers =
-            Containers { engine: engine.address().clone(), grants: Default::default() };
+        let containers = Containers {
+            engine: engine.address().clone(),
+            grants: Default::default(),
+            image_room: lca_engine::Terms::DEFAULT_ROOM,
+        };
         let cluster = Cluster::builder().keep_instances().containers(containers).start().await?;
         let fleet = Self { engine, image, cluster };
         fleet.cluster.add(&fleet.service("web")).await?;

@@ -21,7 +21,7 @@ use lca_daemon::{
     limits::{self, Room},
     proxy, registry,
 };
-use lca_engine::Address;
+use lca_engine::{Address, Terms};
 
 use lca_node::link::{Links, course};
 
@@ -109,6 +109,7 @@ impl Fleet {
                 containers: Some(allocator::Containers {
                     engine: engine.clone(),
                     grants: Default::default(),
+                    image_room: Terms::DEFAULT_ROOM,
                 }),
             };
             allocators.push(allocator::App::open(config).await?);
