@@ -85,7 +85,7 @@ impl Drop for Fleet {
     }
 }
 
-fn docker(arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("docker").args(arguments).output().context("running docker")?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -7,10 +7,15 @@ mod alone;
 mod at_most;
 mod calls;
 mod containers;
+#[expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+#[allow(dead_code, reason = "the tests of the engine need more of it")]
+#[path = "../../engine/tests/engine/registry.rs"]
+mod debian_registry;
 mod external;
 mod faults;
 mod grpc;
 mod idleness;
+mod images;
 mod killed_daemons;
 mod kills;
 mod limits;

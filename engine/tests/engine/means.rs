@@ -20,12 +20,13 @@ use lca_engine::{
     },
 };
 
-use crate::{bundle::Bundle, registry::Registry};
+use crate::{
+    bundle::Bundle,
+    registry::{PROGRAM, Registry},
+};
 
 /// A variable that says that a missing engine is a failure.
 const DEMANDED: &str = "LCA_DOCKER";
-/// The registry's program, from the Debian package of this name.
-pub(crate) const REGISTRY: &str = "/usr/bin/docker-registry";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -46,8 +47,8 @@ impl Bench {
             eprintln!("SKIPPED: {reason}");
             None
         };
-        if !Path::new(REGISTRY).exists() {
-            return missing(format!("there is no {REGISTRY} (Debian package docker-registry)"));
+        if !Path::new(PROGRAM).exists() {
+            return missing(format!("there is no {PROGRAM} (Debian package docker-registry)"));
         }
         let address = Address::of_the_environment().unwrap();
         match Engine::connect(&address).await {

@@ -13,7 +13,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::means::REGISTRY;
+/// Its program.
+pub(crate) const PROGRAM: &str = "/usr/bin/docker-registry";
 
 /// What a manifest may be, as the engine asks for it.
 const MANIFESTS: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -39,7 +40,7 @@ impl Registry {
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(REGISTRY)
+        let child = Command::new(PROGRAM)
             .arg("serve")
             .arg(&file)
             .stdin(Stdio::null())
