@@ -268,10 +268,13 @@ impl Told {
     }
 
     fn capacity(&self, supervisor: &Supervisor) -> proto::PeerCapacity {
+        let used = self.used.unwrap_or_default();
+        // One that is drained has room for nothing more.
+        let total = if supervisor.lock().draining { used } else { supervisor.config.capacity };
         proto::PeerCapacity {
             peer: supervisor.discovery.local().to_string(),
-            total: Some(supervisor.config.capacity.into()),
-            used: Some(self.used.unwrap_or_default().into()),
+            total: Some(total.into()),
+            used: Some(used.into()),
         }
     }
 

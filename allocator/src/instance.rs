@@ -6,6 +6,7 @@
 //! way in) goes with it, and nobody waits for the instance any longer.
 
 mod alive;
+mod idle;
 mod work;
 
 use std::{sync::Arc, time::Duration};
@@ -150,12 +151,12 @@ impl Owner {
         let event = match self.state {
             State::Fetching => tokio::select! {
                 biased;
-                () = entry.asked(Ask::Release) => Event::Asked,
+                () = entry.asked(Ask::Drain) => Event::Asked,
                 event = self.fetch() => event,
             },
             State::Starting => tokio::select! {
                 biased;
-                () = entry.asked(Ask::Release) => Event::Asked,
+                () = entry.asked(Ask::Drain) => Event::Asked,
                 event = self.begin() => event,
             },
             State::Ready => self.serve().await,
@@ -168,6 +169,7 @@ impl Owner {
             self.reason = match asked {
                 Ask::Stop => "the allocator stops",
                 Ask::Leave => "left running by an allocator that stops",
+                Ask::Drain => "the allocator is being drained",
                 Ask::Live | Ask::Release => "released",
             }
             .to_owned();

@@ -9,6 +9,7 @@
 mod admission;
 pub mod announce;
 pub mod claims;
+mod drain;
 pub mod driver;
 mod failures;
 mod feed;
@@ -248,6 +249,7 @@ impl Allocator {
             ports: Default::default(),
             changed: Default::default(),
             feed: Default::default(),
+            drain: Default::default(),
             books: Default::default(),
         });
         takeover::take_over(&supervisor, left).await;

@@ -117,7 +117,7 @@ impl allocator_server::Allocator for Allocator {
             cached_artifacts: cached.iter().take(MAX_ARTIFACTS).map(ToString::to_string).collect(),
             enforced: means.enforced,
             not_enforced: means.not_enforced,
-            stopping: books.stopping,
+            stopping: books.stopping || books.draining,
         }))
     }
 

@@ -17,7 +17,7 @@ use lca::{
     shutdown::Spawner,
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, timeout},
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Supervisor {
     /// Told when what is served may have changed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) feed: Feed,
+    /// Whether it is being drained.
+    pub(crate) drain: watch::Sender<bool>,
     pub(crate) books: Mutex<Books>,
 }
 
@@ -72,6 +74,8 @@ pub(crate) struct Books {
     pub(crate) keeper: Keeper,
     pub(crate) intents: Intents,
     pub(crate) stopping: bool,
+    /// Nothing is started any more, and what runs is to end when it is idle.
+    pub(crate) draining: bool,
 }
 
 /// An instance that is ready for the caller.
@@ -237,6 +241,10 @@ impl Books {
             return Err(
                 Error::new(Kind::Unavailable, "this allocator is stopping").retry_after(BUSY)
             );
+        }
+        if self.draining {
+            config.refused("draining");
+            return Err(Error::new(Kind::Unavailable, "this allocator is being drained"));
         }
         // Another call with this id may have come first.
         if let Some(entry) = self.earlier(caller, id, wanted)? {

@@ -28,6 +28,9 @@ pub(crate) enum Ask {
     /// Take no more requests, and leave the program running: the allocator stops and
     /// keeps its instances.
     Leave,
+    /// Take no more requests, and end once none is open, however long that takes: the
+    /// allocator is drained.
+    Drain,
     /// End, with all the time that draining takes.
     Release,
     /// End within seconds: the allocator stops.

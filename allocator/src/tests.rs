@@ -2,6 +2,7 @@
 //! real processes. Specs and ingress are twins that do as they are told.
 
 mod claiming;
+mod draining;
 mod policy;
 mod real;
 mod takeover;

@@ -187,6 +187,11 @@ impl App {
         self.running.failed().await;
     }
 
+    /// Resolves once it has been drained.
+    pub(crate) async fn drained(&self) {
+        self.instances.allocator.drained().await;
+    }
+
     /// Stops every instance, or leaves the ready ones if they are to be kept, then stops
     /// the rest. True if nothing had to be forced and no request was cut off. What runs
     /// is killed if this is dropped before its end.

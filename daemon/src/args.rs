@@ -155,6 +155,13 @@ pub struct Allocator {
     /// At a stop, leave instances running for the next start to take over
     #[arg(long)]
     pub keep_instances: bool,
+    /// Tell the allocator that runs in the same data folder to accept nothing more and to
+    /// stop once nothing is open there, and wait for it
+    #[arg(long)]
+    pub drain: bool,
+    /// How long to wait for that; it goes on afterwards [default: until it is over]
+    #[arg(long, value_name = "TIME", requires = "drain", value_parser = lca::units::millis)]
+    pub drain_within: Option<std::time::Duration>,
     /// A file or folder that instances may read and execute; may be repeated
     #[arg(long, value_name = "PATH")]
     pub allow_read: Vec<PathBuf>,

@@ -26,8 +26,8 @@ use lca_node::{Identity, Node, identity::next_boot, link::Links, mesh};
 use tonic::service::Routes;
 
 use crate::{
-    data::DataDir, diagnose::Diagnosis, health::Health, limits, peers, plan::Read, ports::Ports,
-    reflection,
+    data::DataDir, diagnose::Diagnosis, drain, health::Health, limits, peers, plan::Read,
+    ports::Ports, reflection,
 };
 
 /// Every daemon that is asked to stop has stopped, instances included, within this time:
@@ -302,6 +302,8 @@ impl Base {
             socket: local.path().to_owned(),
         };
         self.listener.serve(handlers, &self.spawner);
+        drain::note(self.dir.path(), &addresses.socket);
+        let operation = self.allocator.as_ref().map(Allocator::operation_server);
         if let Some(scrapes) = self.scrapes {
             let (metrics, node) = (self.metrics.clone(), self.node.clone());
             let sources = crate::metrics::Sources { metrics, node, allocator: self.allocator };
@@ -310,6 +312,10 @@ impl Base {
         let diagnosis = Diagnosis { front, ..self.diagnosis };
         let routes = self.manager.local_routes();
         let routes = routes.add_service(self.health.server()).add_service(diagnosis.server());
+        let routes = match operation {
+            Some(operation) => routes.add_service(operation),
+            None => routes,
+        };
         let routes = reflection::added_to(routes)?;
         let token = self.grpc.as_ref().map(local::tcp::Listener::token);
         if let Some(grpc) = self.grpc {

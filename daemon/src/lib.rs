@@ -10,6 +10,7 @@ pub mod args;
 mod base;
 mod data;
 mod diagnose;
+mod drain;
 mod external;
 mod health;
 pub mod limits;

@@ -25,8 +25,9 @@ use tokio::{
 
 use crate::{
     STOP_WITHIN, allocator,
-    args::Command,
+    args::{Command, Own},
     base::Running,
+    drain,
     notify::Notify,
     plan::{self, Environment, Plan, Read, Source},
     proxy, registry,
@@ -76,7 +77,15 @@ pub fn main<C: Command>() -> ExitCode {
             return Exit::Other.into();
         }
     };
-    let exit = runtime.block_on(run(plan, source, read)).unwrap_or_else(|error| {
+    let running = async {
+        match command.own() {
+            Own::Allocator(own) if own.drain => {
+                drain::run(&plan.settings().data_dir, own.drain_within).await
+            }
+            _ => run(plan, source, read).await,
+        }
+    };
+    let exit = runtime.block_on(running).unwrap_or_else(|error| {
         tell(&error);
         Exit::of(error.kind())
     });
@@ -110,7 +119,7 @@ async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
                 () = signals.stop() => return Ok(at_once()),
             };
             return match built {
-                Ok(daemon) => Ok(drain(daemon?, &mut signals, &notify, asked).await),
+                Ok(daemon) => Ok(finish(daemon?, &mut signals, &notify, asked).await),
                 Err(_) => {
                     tracing::warn!("stopping in the middle of a start that takes too long");
                     Ok(Exit::Other)
@@ -121,7 +130,7 @@ async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
     tokio::select! {
         _ = daemon.node().joined() => {}
         () = signals.stop() => {
-            return Ok(drain(daemon, &mut signals, &notify, Instant::now()).await);
+            return Ok(finish(daemon, &mut signals, &notify, Instant::now()).await);
         }
     }
     // A reader that went away is no reason to stop.
@@ -130,17 +139,18 @@ async fn run(plan: Plan, source: Source, read: Read) -> Result<Exit> {
     let Signals { interrupt, terminate, hangup } = &mut signals;
     let asked = tokio::select! {
         () = stop(interrupt, terminate) => true,
+        () = daemon.drained() => true,
         () = daemon.failed() => false,
         () = keep_alive(&notify) => false,
         () = settle() => false,
         () = reload(hangup, &daemon, &source, read, &notify) => false,
     };
-    let exit = drain(daemon, &mut signals, &notify, Instant::now()).await;
+    let exit = finish(daemon, &mut signals, &notify, Instant::now()).await;
     Ok(if asked { exit } else { Exit::Other })
 }
 
 /// Stops it, within [`STOP_WITHIN`] of `asked`, or at once at the next signal.
-async fn drain(daemon: Daemon, signals: &mut Signals, notify: &Notify, asked: Instant) -> Exit {
+async fn finish(daemon: Daemon, signals: &mut Signals, notify: &Notify, asked: Instant) -> Exit {
     tracing::info!("stopping");
     notify.stopping();
     tokio::select! {
@@ -281,6 +291,14 @@ impl Daemon {
 
     fn node(&self) -> &Node {
         &self.running().node
+    }
+
+    /// Resolves once an allocator has been drained; never for others.
+    async fn drained(&self) {
+        match self {
+            Self::Allocator(app) => app.drained().await,
+            Self::Registry(_) | Self::Proxy(_) => std::future::pending().await,
+        }
     }
 
     async fn failed(&self) {

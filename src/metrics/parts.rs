@@ -323,7 +323,15 @@ impl Allocator {
             refusals: families.counters(
                 "lca_allocator_refusals_total",
                 &["reason"],
-                &["cpu", "memory", "instances", "starting", "stopping", "failed-before"],
+                &[
+                    "cpu",
+                    "memory",
+                    "instances",
+                    "starting",
+                    "stopping",
+                    "draining",
+                    "failed-before",
+                ],
                 "Starts refused, by what was in the way.",
             ),
             steps: families.histograms(

@@ -15,21 +15,15 @@ use crate::{
     handed,
     ledger::Phase,
     lifecycle::Event,
-    outside::{Door, Local},
+    outside::Local,
     port::Port,
     readiness::{Obstacle, Probe},
     table::Ask,
     told,
 };
 
-/// How often one that is kept though nobody uses it looks whether it still is.
-const KEPT_AGAIN: Duration = Duration::from_secs(1);
 /// Until a front whose port is held is tried again.
 const FRONT_AGAIN: Duration = Duration::from_millis(100);
-
-/// How long before its idle time-out an instance is withdrawn: who has just been told of it
-/// asks it within two seconds, the deadline of a manager's probe.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What programs of any language write of a port that is taken, whatever the case.
 const IN_USE: &str = "address already in use";
@@ -343,49 +337,6 @@ impl Owner {
         }
     }
 
-    /// Resolves when it has been idle for its time-out and is closed for it. A while before
-    /// it is withdrawn, so that nobody is sent there who did not know it; whoever comes all
-    /// the same is served, and brings it back.
-    async fn idle(&mut self, door: &dyn Door) {
-        let after = self.entry.spec.idle_timeout;
-        let quiet = after - FAREWELL.min(after / 4);
-        loop {
-            door.idle_for(quiet).await;
-            if self.supervisor.is_kept(&self.entry) {
-                sleep(KEPT_AGAIN).await;
-                continue;
-            }
-            self.withdraw(true);
-            let used = tokio::select! {
-                biased;
-                () = door.used_within(quiet) => true,
-                () = door.idle_for(after) => !self.close_if_idle(door, after),
-            };
-            if !used {
-                return;
-            }
-            self.withdraw(false);
-        }
-    }
-
-    fn withdraw(&mut self, withdrawn: bool) {
-        self.withdrawn = withdrawn;
-        self.publish();
-    }
-
-    /// Closes it to requests, unless one came or somebody was sent here: one step for
-    /// those requests, and for those who ask for an instance.
-    fn close_if_idle(&mut self, door: &dyn Door, after: Duration) -> bool {
-        let supervisor = self.supervisor.clone();
-        let _nobody_joins = supervisor.lock();
-        let closed = door.drain_if_idle(after);
-        if closed {
-            self.reason = format!("idle for {after:?}");
-            self.publish();
-        }
-        closed
-    }
-
     fn died(&mut self, exit: Result<Exit>) -> Event {
         let reason = match exit {
             Ok(exit) => exit.to_string(),
@@ -421,12 +372,18 @@ impl Owner {
             self.entry.hurried().await;
             sleep(timing.stop_drain).await;
         };
+        let limit = async {
+            if *self.entry.ask.borrow() == Ask::Drain {
+                self.entry.asked(Ask::Release).await;
+            }
+            sleep(timing.drain).await;
+        };
         tokio::select! {
             biased;
             () = door.drained() => {}
             _ = self.driver.wait(self.entry.id) => return Event::Exited,
             () = stop => {}
-            () = sleep(timing.drain) => {}
+            () = limit => {}
         }
         self.left = *self.entry.ask.borrow() == Ask::Leave;
         if self.left { Event::Left } else { Event::Drained }

@@ -16,7 +16,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,9 +26,15 @@ use std::{
 use lca::{Allowance, Digest, InstanceId};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use self::layout::Layout;
+use self::{
+    files::{field, make, number, put},
+    find::{HANDED_DOWN, legacy, unified},
+    layout::Layout,
+};
 use crate::driver::Stats;
 
+mod files;
+mod find;
 mod layout;
 
 /// The period over which processor time is counted out, microseconds: the kernel's default.
@@ -39,10 +45,6 @@ const WEIGHT_OF_A_CORE: u64 = 100;
 /// The most that the kernel takes of both.
 const MAX_SHARES: u64 = 262_144;
 const MAX_WEIGHT: u64 = 10_000;
-/// What groups below one are given to set, as `cgroup.subtree_control` wants it.
-const HANDED_DOWN: &str = "+cpu +memory +pids";
-/// Where we move ourselves in version 2, whose groups hold either processes or groups.
-const OURSELVES: &str = "lca-daemon";
 /// Processes that got SIGKILL are gone within this time, unless the disk hangs.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
 /// How often that is looked at.
@@ -182,63 +184,6 @@ impl Cgroups {
         let dirs = self.parents.0.iter().map(|(name, parent)| (*name, inside(parent))).collect();
         Group { version: self.version, dirs, _parents: self.parents.clone() }
     }
-}
-
-/// The folder for groups in version 2, with the controllers handed down to it.
-fn unified(own: &Path, name: &str) -> Result<PathBuf, String> {
-    const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
-    // Another driver of this process has moved us.
-    let base = if own.ends_with(OURSELVES) { own.parent().unwrap_or(own) } else { own };
-    let has = |file: &str| fs::read_to_string(base.join(file)).unwrap_or_default();
-    let controllers = has("cgroup.controllers");
-    let missing: Vec<_> = WANTED
-        .into_iter()
-        .filter(|name| !controllers.split_whitespace().any(|has| has == *name))
-        .collect();
-    if !missing.is_empty() {
-        return Err(format!("{} has no controller {}", base.display(), missing.join(", ")));
-    }
-    let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", base.display());
-    let down = |dir: &Path| put(&dir.join("cgroup.subtree_control"), HANDED_DOWN);
-    if let Err(error) = down(base) {
-        // Only the root may have both processes and groups: make room by moving out,
-        // unless somebody else's processes are here too.
-        let only_us = has("cgroup.procs").split_whitespace().eq([std::process::id().to_string()]);
-        if error.kind() != io::ErrorKind::ResourceBusy || !only_us {
-            return Err(failed("cannot hand controllers down from", error));
-        }
-        let ours = base.join(OURSELVES);
-        make(&ours).map_err(|error| failed("cannot make a group in", error))?;
-        put(&ours.join("cgroup.procs"), "0")
-            .map_err(|error| failed("cannot move out of", error))?;
-        down(base).map_err(|error| failed("cannot hand controllers down from", error))?;
-    }
-    let parent = base.join(name);
-    make(&parent).map_err(|error| failed("cannot make a group in", error))?;
-    down(&parent).map_err(|error| failed("cannot hand controllers down in", error))?;
-    Ok(parent)
-}
-
-/// The folders for groups in version 1.
-fn legacy(
-    own: &[(&'static str, PathBuf)],
-    name: &str,
-) -> Result<Vec<(&'static str, PathBuf)>, String> {
-    let missing: Vec<_> = layout::CONTROLLERS
-        .into_iter()
-        .filter(|controller| !own.iter().any(|(name, _)| name == controller))
-        .collect();
-    if !missing.is_empty() {
-        return Err(format!("no controller {} is mounted", missing.join(", ")));
-    }
-    let mut parents = Vec::new();
-    for (controller, dir) in own {
-        let parent = dir.join(name);
-        make(&parent)
-            .map_err(|error| format!("cannot make a group in {}: {error}", dir.display()))?;
-        parents.push((*controller, parent));
-    }
-    Ok(parents)
 }
 
 /// The group of one instance.
@@ -416,33 +361,6 @@ impl Group {
     }
 }
 
-fn make(dir: &Path) -> io::Result<()> {
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
-    }
-}
-
-/// Writes in one piece, as these files want it, and never makes one.
-fn put(path: &Path, value: &str) -> io::Result<()> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(named)
-}
-
-fn number(text: &str) -> io::Result<u64> {
-    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
-/// The number after `name` in a file of `name number` lines.
-fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
 /// Our own group of version 2, with or without controllers.
 #[cfg(test)]
 pub(super) fn unified_here() -> Option<PathBuf> {
@@ -451,13 +369,4 @@ pub(super) fn unified_here() -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_field_is_found_by_its_whole_name() {
-        let text = "low 1\noom 2\noom_kill 3\noom_kill_disable 4\n";
-        assert_eq!(field(text, "oom_kill"), Some(3));
-        assert_eq!(field(text, "oom_group_kill"), None);
-    }
-}
+mod tests;
