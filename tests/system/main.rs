@@ -7,8 +7,8 @@ mod alone;
 mod at_most;
 mod calls;
 mod containers;
-#[allow(dead_code, reason = "the tests of the engine need more of it")]
 #[expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+#[allow(dead_code, reason = "the tests of the engine need more of it")]
 #[path = "../../engine/tests/engine/registry.rs"]
 mod debian_registry;
 mod draining;
