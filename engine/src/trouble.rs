@@ -1,7 +1,8 @@
 //! Why an engine did not get an image, from the words in which it says so.
 //!
-//! Engines pass on what registries, proxies and disks said; there is no code to go by. Each
-//! row has been met with an engine of the versions in its words, or stands in its source.
+//! Engines pass on what registries, proxies and disks said; there is no code to go by. Forged
+//! bytes, a full disk, missing images, unknown callers and dead registries are met for real by
+//! `tests/engine`, with Docker 20.10; the other rows are for the words of other versions.
 
 use lca::{Error, ImageRef, Kind};
 
