@@ -21,6 +21,8 @@ use crate::{
     stats::{Samples, ms},
 };
 
+mod docker;
+
 /// Between two looks by hand, and between the first two of an allocator.
 const POLL: Duration = Duration::from_micros(100);
 /// No start takes longer.
@@ -32,10 +34,27 @@ pub(crate) struct Args {
     /// First requests per program
     #[arg(long, default_value_t = 200)]
     requests: usize,
+    /// What runs the programs: processes, or containers of the Docker Engine
+    #[arg(
+        long,
+        value_name = "process|docker",
+        default_value = "process",
+        hide_possible_values = true
+    )]
+    driver: Driver,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Driver {
+    Process,
+    Docker,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     println!("cold start, {} requests each, on {}\n", args.requests, machine::describe());
+    if args.driver == Driver::Docker {
+        return docker::run(args.requests).await;
+    }
     println!("| program | | p50 ms | p99 ms |\n|---|---|---|---|");
     let trivial = measure("trivial", &[], args.requests).await?;
     let slow = measure("needs 100 ms", &["--start-delay", "100"], args.requests).await?;
@@ -85,11 +104,18 @@ async fn measure(name: &str, arguments: &[&str], requests: usize) -> anyhow::Res
         release_all(&cluster).await?;
     }
     let pair = Pair { by_hand: Samples::new(by_hand), ours: Samples::new(ours) };
+    print(name, "by hand", &pair);
+    cluster.drain().await;
+    Ok(pair)
+}
+
+/// Both sides and how they compare.
+fn print(name: &str, hand_word: &str, pair: &Pair) {
     let (hand, own) = (&pair.by_hand, &pair.ours);
     let row = |what: &str, of: &Samples| {
         println!("| {name} | {what} | {} | {} |", ms(of.percentile(50)), ms(of.percentile(99)))
     };
-    row("by hand", hand);
+    row(hand_word, hand);
     row("first request", own);
     println!(
         "| {name} | difference | {} | {} |\n| {name} | ratio | {:.2} | {:.2} |",
@@ -98,8 +124,6 @@ async fn measure(name: &str, arguments: &[&str], requests: usize) -> anyhow::Res
         own.percentile(50).as_secs_f64() / hand.percentile(50).as_secs_f64(),
         own.percentile(99).as_secs_f64() / hand.percentile(99).as_secs_f64(),
     );
-    cluster.drain().await;
-    Ok(pair)
 }
 
 fn difference(a: Duration, b: Duration) -> String {

@@ -86,8 +86,8 @@ struct Inner {
     spawner: Spawner,
     link: Link,
     books: Mutex<Books>,
-    /// One at a time looks for the bridge, so that it is made once.
-    bridging: Turn<()>,
+    /// The bridge, as it was found last; one at a time looks for it, so that it is made once.
+    bridged: Turn<Option<Bridge>>,
     /// Told when a list is wanted before its time.
     look_again: Notify,
     /// Nothing is run any more.
@@ -114,7 +114,7 @@ impl Docker {
             spawner: spawner.clone(),
             link: Link::new(),
             books: Mutex::default(),
-            bridging: Turn::default(),
+            bridged: Turn::default(),
             look_again: Notify::new(),
             closed: CancellationToken::new(),
         });
@@ -185,8 +185,18 @@ impl Inner {
 
     /// The bridge of our containers, made if it is missing.
     async fn bridge(&self, engine: &Engine) -> Result<Bridge> {
-        let _mine = self.bridging.lock().await;
-        network::ensure(engine, self.node).await
+        let mut bridged = self.bridged.lock().await;
+        if let Some(bridge) = *bridged {
+            return Ok(bridge);
+        }
+        let bridge = network::ensure(engine, self.node).await?;
+        *bridged = Some(bridge);
+        Ok(bridge)
+    }
+
+    /// Somebody may have removed the bridge: it is looked for again.
+    async fn doubt_bridge(&self) {
+        *self.bridged.lock().await = None;
     }
 
     /// Sends a signal to the first process of a container. One that has ended needs none.
@@ -391,6 +401,7 @@ impl Driver for Docker {
     async fn close(&self) {
         if let Ok(engine) = self.inner.link.engine() {
             network::remove_unused(&engine, self.inner.node).await;
+            self.inner.doubt_bridge().await;
         }
         self.inner.closed.cancel();
     }

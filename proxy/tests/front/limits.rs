@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use lca::Kind;
+use lca::{Kind, listen::Subnet};
 use lca_proxy::{Config, Front};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::world::{SOON, Wire, World};
 
@@ -72,6 +76,28 @@ async fn a_front_is_bound_to_loopback_and_to_a_free_port() {
     let taken = bind(&world.front.to_string()).await;
     assert_eq!(taken.kind(), Kind::Conflict);
     assert!(taken.public().contains(&world.front.to_string()), "{taken}");
+}
+
+#[tokio::test]
+async fn a_front_for_one_network_cuts_strangers_off_before_it_reads() {
+    let world = World::start().await;
+    let _app = world.service("svc").await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    for (network, is_served) in [("10.9.0.0", false), ("127.0.0.0", true)] {
+        let only = Subnet::new(network.parse().unwrap(), 16);
+        let (manager, node) = (world.manager.clone(), world.node.clone());
+        let front = Front::bind_within(any, only, Config::default(), manager, node).await.unwrap();
+        let address = front.address();
+        front.serve(&world.tasks.spawner());
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let asked = async {
+            stream.write_all(b"GET /svc HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).await.map(|_| first)
+        };
+        let answered = timeout(SOON, asked).await.expect("an answer, or the end");
+        assert_eq!(answered.is_ok_and(|first| &first == b"HTTP/1.1 308"), is_served, "{network}");
+    }
 }
 
 #[tokio::test]

@@ -29,9 +29,9 @@ impl Link {
         self.0.send_replace(Standing::There(engine));
     }
 
-    /// It does not answer, for this reason. True if that is news.
+    /// It does not answer, for this reason. True if it did before.
     pub(super) fn is_gone(&self, reason: Error) -> bool {
-        !matches!(self.0.send_replace(Standing::Gone(reason)), Standing::Gone(_))
+        matches!(self.0.send_replace(Standing::Gone(reason)), Standing::There(_))
     }
 
     /// The engine.

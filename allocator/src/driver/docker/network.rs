@@ -2,8 +2,8 @@
 //! them needs it and removed when the allocator stops and none is left.
 //!
 //! Its containers do not reach each other on it: what they call goes through a front, which
-//! knows who calls. It is looked up for each start, since `docker network prune` may have
-//! removed it meanwhile.
+//! knows who calls. It is looked for again after a start that failed, since somebody may have
+//! removed it (`docker network prune`).
 
 use std::{collections::HashMap, net::IpAddr};
 

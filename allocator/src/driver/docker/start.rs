@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lca::{Error, Kind, Result, ServiceName};
+use lca::{Error, InstanceId, Kind, Result, ServiceName};
 use lca_engine::{
     Engine,
     bollard::query_parameters::{
@@ -13,7 +13,7 @@ use lca_engine::{
 use tokio::sync::oneshot;
 
 use super::{Inner, body, found::Found, held::Held, network};
-use crate::driver::{Container, Launch, Started, killed};
+use crate::driver::{Container, Exit, Launch, Started, killed};
 
 /// Starts `launch` and says how that went. Whoever does not wait for it any more gets
 /// nothing, and nothing of it is left.
@@ -24,15 +24,22 @@ pub(super) async fn run(
 ) {
     let id = launch.id;
     let started = begin(&inner, &launch).await;
-    let failed = started.is_err();
-    let unheard = answer.send(started).is_err();
-    if failed || unheard {
-        let held = inner.lock().held.remove(&id);
-        if let Some(held) = held {
-            // For those that have got hold of it meanwhile.
-            held.end(crate::driver::Exit::Unwatched);
-            inner.remove(&held).await;
-        }
+    if started.is_err() {
+        // Before it is said: another attempt may follow at once, under the same name.
+        undo(&inner, id).await;
+        inner.doubt_bridge().await;
+    }
+    if answer.send(started).is_err() {
+        undo(&inner, id).await;
+    }
+}
+
+async fn undo(inner: &Inner, id: InstanceId) {
+    let held = inner.lock().held.remove(&id);
+    if let Some(held) = held {
+        // For those that have got hold of it meanwhile.
+        held.end(Exit::Unwatched);
+        inner.remove(&held).await;
     }
 }
 
@@ -89,7 +96,7 @@ async fn make(
         Ok(said) => Found::new(&said, &launch.allowance),
         // Removed by somebody while it was being started.
         Err(error) if error.kind() == Kind::NotFound => {
-            Found { pid: 0, ip: None, exit: Some(crate::driver::Exit::Removed) }
+            Found { pid: 0, ip: None, exit: Some(Exit::Removed) }
         }
         Err(error) => return Err(error),
     };

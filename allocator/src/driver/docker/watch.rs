@@ -69,7 +69,10 @@ pub(super) async fn watch(inner: Arc<Inner>) {
         };
         let reason = error.chain();
         if inner.link.is_gone(error) {
-            tracing::warn!(reason, "the Docker Engine cannot be used");
+            tracing::warn!(reason, "the Docker Engine has gone");
+        } else {
+            // Most machines have none, and nothing is wrong with that.
+            tracing::debug!(reason, "there is no Docker Engine");
         }
         sleep(pause).await;
         pause = (pause * 2).min(AGAIN_AT_MOST);
@@ -84,6 +87,7 @@ async fn follow(inner: &Inner, engine: &Engine) -> Error {
     }
     let about = engine.about();
     tracing::info!(version = about.version, api = about.api, "the Docker Engine answers");
+    inner.doubt_bridge().await;
     inner.link.is_there(engine.clone());
     let filters: HashMap<_, _> = [
         ("type".to_owned(), vec!["container".to_owned()]),
