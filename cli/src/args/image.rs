@@ -7,6 +7,10 @@ use lca::Capability;
 
 /// An image to run instead of a program, and what its containers may do.
 #[derive(Clone, Debug, Default, Args)]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "help that people read as it is, brackets included"
+)]
 pub struct Image {
     /// The container image to run: NAME[:TAG][@sha256:DIGEST], or sha256:ID. What a tag
     /// is today is asked once, of the Docker Engine here (DOCKER_HOST)
