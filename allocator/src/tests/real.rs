@@ -15,13 +15,23 @@ use tokio::{
 use tonic::Request;
 
 use super::twins::{PATIENCE, World, config, id};
-use crate::driver::process::Process;
+use crate::{Allocator, driver::process::Process};
 
 /// The allocator on real processes. This very test binary serves as a program: started
 /// with [`SERVE`], it is the demo.
 struct Machine {
     dir: tempfile::TempDir,
     world: World,
+    _last: KilledAtLast,
+}
+
+/// Leaves no process of a test that failed, or did not stop what it started.
+struct KilledAtLast(Allocator);
+
+impl Drop for KilledAtLast {
+    fn drop(&mut self) {
+        self.0.kill_all();
+    }
 }
 
 /// Arguments that make this test binary run [`serves_when_started_as_an_instance`].
@@ -41,7 +51,15 @@ impl Machine {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let driver = Process::open(&dir.path().join("instances")).unwrap();
-        Self { dir, world: World::new(Arc::new(driver), config()).await }
+        let world = World::new(Arc::new(driver), config()).await;
+        let last = KilledAtLast(world.allocator.clone());
+        Self { dir, world, _last: last }
+    }
+
+    /// Stops as a daemon does.
+    async fn stop(self) {
+        let Self { dir: _kept, world, _last } = self;
+        assert!(world.tasks.drain(Duration::from_secs(5)).await, "a task had to be forced");
     }
 
     fn demo(&self, name: &str) -> Spec {
@@ -173,8 +191,7 @@ async fn a_killed_program_is_noticed_and_a_stop_leaves_no_process() {
     let pids = others.map(|answer| answer.instance.unwrap().pid);
     assert!(pids.iter().all(|pid| runs(*pid)));
     // The daemon's own stop is enough.
-    let Machine { dir: _kept, world } = machine;
-    assert!(world.tasks.drain(Duration::from_secs(5)).await, "a task had to be forced");
+    machine.stop().await;
     assert!(pids.iter().all(|pid| !runs(*pid)));
 }
 
@@ -207,6 +224,7 @@ async fn one_that_hangs_is_failed_with_the_reason_and_another_is_started() {
     let second = second.instance.unwrap();
     assert_ne!(second.id, first.id);
     assert_eq!((second.restarts, second.last_exit), (1, ended.reason));
+    machine.stop().await;
 }
 
 #[tokio::test]
@@ -241,6 +259,7 @@ async fn a_program_that_is_given_its_socket_is_ready_once_it_accepts() {
     let error = world.allocate(&deaf, Mode::Ensure, "deaf").await.unwrap_err();
     let reason = "deaf was not ready within 300ms: it has not accepted a connection";
     assert_eq!(error.public(), reason);
+    machine.stop().await;
 }
 
 #[tokio::test]
