@@ -31,6 +31,7 @@ async fn how_far_an_image_is_reaches_who_waits_and_nothing_of_others_does() {
     let world = World::with([image()]);
     let permits = Arc::new(Semaphore::new(0));
     let allocator = world.allocator_that(Behaviour::Waits(permits.clone()));
+    allocator.runs_images();
     let client = world.client();
     let mut api = ManagerClient::new(local_api(&world, &client).await);
     let request = proto::AllocateServiceRequest { service: HELLO.into(), ..Default::default() };
