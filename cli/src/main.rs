@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// `up` runs what daemons run.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = match lca_cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
