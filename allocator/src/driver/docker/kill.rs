@@ -4,6 +4,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use futures::future::join_all;
+use lca::Kind;
 use lca_engine::{
     Engine,
     bollard::query_parameters::{InspectContainerOptions, RemoveContainerOptionsBuilder},
@@ -72,7 +73,9 @@ async fn end(inner: &Inner, engine: &Engine, held: &Held) {
                     return held.end(exit);
                 }
             }
-            Err(_) => return held.end(Exit::Removed),
+            Err(error) if error.kind() == Kind::NotFound => return held.end(Exit::Removed),
+            // An engine that does not say may still run it: asked again, as long as there is time.
+            Err(_) => {}
         }
         sleep(LOOK).await;
     }
